@@ -1,0 +1,200 @@
+"""Where things are: the project, the inputs, and every file of a run, each named once."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def project_root() -> Path:
+    """The nearest of the working directory and its parents that holds `notebooks/` and `data/`.
+
+    Returns:
+        That folder, or the working directory where there is none.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "notebooks").is_dir() and (folder / "data").is_dir():
+            return folder
+    return here
+
+
+def resolve(path: str | Path) -> Path:
+    """The absolute path of an input, so that notebooks work from any folder of the project.
+
+    Args:
+        path: Absolute, or relative to the working directory or, where nothing is there, to the
+            project root. `~` is your home folder.
+    """
+    path = Path(path).expanduser()
+    from_here = Path.cwd() / path
+    return from_here if from_here.exists() else project_root() / path
+
+
+@dataclass(frozen=True)
+class Run:
+    """Every file of one run. Notebooks hand over to each other through these and nothing else.
+
+    Attributes:
+        run_name: Name of the run and of its folder.
+        experiments_dir: Holds all runs and models; relative means under the project root.
+
+    Raises:
+        ValueError: If `run_name` is not the name of one folder.
+    """
+
+    run_name: str
+    experiments_dir: str = "nemo-experiments"
+
+    def __post_init__(self):
+        """Keeps a run inside its own folder."""
+        if self.run_name in ("", ".", "..") or {"/", "\\"} & set(self.run_name):
+            raise ValueError(
+                f"run_name is {self.run_name!r}; give the name of one folder, such as 'demo'."
+            )
+
+    @property
+    def experiments(self) -> Path:
+        """Everything that all runs write, absolute."""
+        return project_root() / Path(self.experiments_dir).expanduser()
+
+    @property
+    def models(self) -> Path:
+        """Base models in NeMo's format, shared by all runs."""
+        return self.experiments / "models"
+
+    @property
+    def folder(self) -> Path:
+        """Everything that this run writes."""
+        return self.experiments / "results" / self.run_name
+
+    @property
+    def dataset(self) -> Path:
+        """Folder of the prepared tickets: what NeMo calls `dataset_root`."""
+        return self.folder / "dataset"
+
+    @property
+    def training_jsonl(self) -> Path:
+        """Training prompts and answers."""
+        return self.dataset / "training.jsonl"
+
+    @property
+    def validation_jsonl(self) -> Path:
+        """Validation prompts and answers."""
+        return self.dataset / "validation.jsonl"
+
+    @property
+    def test_jsonl(self) -> Path:
+        """Test prompts and answers."""
+        return self.dataset / "test.jsonl"
+
+    @property
+    def tickets(self) -> Path:
+        """Clean tickets with their `group` and `split`."""
+        return self.dataset / "tickets.parquet"
+
+    @property
+    def report(self) -> Path:
+        """What reading the tickets changed."""
+        return self.dataset / "report.csv"
+
+    @property
+    def settings(self) -> Path:
+        """Queues, prompt format, lengths, seed and columns that later steps must share."""
+        return self.dataset / "settings.json"
+
+    @property
+    def training(self) -> Path:
+        """NeMo's checkpoints and logs."""
+        return self.folder / "training"
+
+    @property
+    def history(self) -> Path:
+        """Training and validation loss by step."""
+        return self.folder / "history.csv"
+
+    @property
+    def merged(self) -> Path:
+        """Base and adapter merged, in NeMo's format."""
+        return self.folder / "merged"
+
+    @property
+    def exported(self) -> Path:
+        """The result: full weights in Hugging Face format."""
+        return self.folder / "exported"
+
+    @property
+    def predictions(self) -> Path:
+        """Probabilities of the test tickets, for every model."""
+        return self.folder / "predictions.parquet"
+
+    @property
+    def metrics(self) -> Path:
+        """The figures that `predictions` give."""
+        return self.folder / "metrics.json"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the plots."""
+        return self.folder / "figures"
+
+    @property
+    def notebooks(self) -> Path:
+        """Folder of the executed notebooks."""
+        return self.folder / "notebooks"
+
+
+def require(path: Path, made_by: str, run_name: str = "") -> Path:
+    """The path, once an earlier notebook has made it.
+
+    Args:
+        path: File or folder that must exist.
+        made_by: Notebook that writes it.
+        run_name: Run that it belongs to.
+
+    Raises:
+        FileNotFoundError: If it does not exist, with what to run first.
+    """
+    path = Path(path)
+    if path.exists():
+        return path
+    root = project_root()
+    shown = path.relative_to(root) if path.is_relative_to(root) else path
+    with_run = f' with run_name = "{run_name}"' if run_name else ""
+    raise FileNotFoundError(f"{shown} not found. Run {made_by}{with_run} first.")
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """A temporary path to write a file or a folder to, which becomes `path` when the block ends.
+
+    Readers see the old one or the whole new one, never a part. The temporary one lies beside
+    `path`, in a folder that is made if need be, and keeps its suffix, from which some writers
+    take the format. It is removed when the block fails, and `path` stays as it was.
+
+    Args:
+        path: File or folder to write or replace.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    old = temporary.with_name(f"{temporary.name}.old")
+    try:
+        yield temporary
+        if temporary.is_dir() and path.exists():
+            os.replace(path, old)  # A folder cannot be renamed onto another
+        os.replace(temporary, path)
+    finally:
+        for leftover in (temporary, old):
+            remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if Path(path).is_dir():
+        shutil.rmtree(path)
+    else:
+        Path(path).unlink(missing_ok=True)

@@ -1,0 +1,136 @@
+"""What runs where: a profile names the base model and the settings that fit it and its hardware."""
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ticketlib.paths import project_root
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The defaults of a base model; the notebooks' parameters override them one by one.
+
+    Lengths are in tokens, batch sizes in tickets, `parity_tolerance` is in logits.
+    """
+
+    name: str
+    base: str  # Folder under the project, or repository on the Hugging Face hub
+    hardware: str
+    dtype: str  # Of parameters in memory, in the merged and in the exported checkpoint
+    parity_tolerance: float
+    seq_length: int
+    micro_batch_size: int
+    global_batch_size: int
+    max_steps: int
+    warmup_steps: int
+    learning_rate: float
+    lora_rank: int
+    lora_alpha: int
+    lora_targets: tuple[str, ...] = ("linear_qkv", "linear_proj")
+    devices: int = 1
+    expert_parallel: int = 1
+
+
+PROFILES = {
+    "tiny": Profile(
+        name="tiny",
+        base="data/tiny-gpt-oss",
+        hardware="any computer with 4 GB of memory, no GPU",
+        dtype="float32",
+        parity_tolerance=1e-5,
+        seq_length=512,
+        micro_batch_size=16,
+        global_batch_size=16,
+        max_steps=240,
+        warmup_steps=10,
+        learning_rate=5e-3,
+        lora_rank=16,
+        lora_alpha=32,
+    ),
+    "gpt-oss-20b": Profile(
+        name="gpt-oss-20b",
+        base="openai/gpt-oss-20b",
+        hardware="one GPU with 80 GB, 128 GB of memory, 200 GB of disk",
+        dtype="bfloat16",
+        parity_tolerance=0.5,
+        seq_length=2048,
+        micro_batch_size=4,
+        global_batch_size=64,
+        max_steps=1000,
+        warmup_steps=50,
+        learning_rate=1e-4,
+        lora_rank=8,
+        lora_alpha=16,
+    ),
+    "gpt-oss-120b": Profile(
+        name="gpt-oss-120b",
+        base="openai/gpt-oss-120b",
+        hardware="eight GPUs with 80 GB, 600 GB of memory, 1 TB of disk",
+        dtype="bfloat16",
+        parity_tolerance=0.5,
+        seq_length=2048,
+        micro_batch_size=2,
+        global_batch_size=64,
+        max_steps=1000,
+        warmup_steps=50,
+        learning_rate=1e-4,
+        lora_rank=8,
+        lora_alpha=16,
+        devices=8,
+        expert_parallel=8,
+    ),
+}
+
+
+def get_profile(name: str) -> Profile:
+    """Give a profile by its name.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in PROFILES:
+        near = difflib.get_close_matches(name, PROFILES, n=1)
+        hint = f' Did you mean "{near[0]}"?' if near else ""
+        raise ValueError(f'Unknown profile "{name}". Accepted: {", ".join(PROFILES)}.{hint}')
+    return PROFILES[name]
+
+
+def locate_base(profile: Profile, models_cache: Path, base_model: str = "") -> Path:
+    """Give the folder of the base model, downloading it once where the profile names a repository.
+
+    Only safetensors, configs and tokenizer are fetched, not the `original/` and `metal/` copies (27 of
+    41 GB). A download that breaks off goes on at the next call. The access token is read from the
+    environment variable `HF_TOKEN` by huggingface_hub.
+
+    Args:
+        profile: Names the base.
+        models_cache: Where downloads go, a folder per repository.
+        base_model: A folder that you have already; it is used in place of the profile's base.
+
+    Returns:
+        A folder with `config.json`, `*.safetensors` and tokenizer files.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint in the folder.
+    """
+    folder = Path(base_model).expanduser() if base_model else project_root() / profile.base
+    if not base_model and not (folder / "config.json").exists() and profile.base.count("/") == 1:
+        folder = Path(models_cache) / profile.base
+        if not profile.base.startswith("data/"):
+            from huggingface_hub import snapshot_download
+
+            os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+            snapshot_download(
+                profile.base,
+                local_dir=folder,
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*"],
+                ignore_patterns=["original/*", "metal/*"],
+            )
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"{folder}/config.json not found. Set base_model to a folder with a gpt-oss checkpoint in "
+            f'Hugging Face format, or run from the project\'s folder, where "{PROFILES["tiny"].base}" is.'
+        )
+    return folder
