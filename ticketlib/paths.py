@@ -67,6 +67,11 @@ class Run:
         return self.experiments / "models"
 
     @property
+    def models_cache(self) -> Path:
+        """Base models as downloaded, shared by all runs."""
+        return self.experiments / "models-cache"
+
+    @property
     def folder(self) -> Path:
         """Everything that this run writes."""
         return self.experiments / "results" / self.run_name
@@ -105,6 +110,11 @@ class Run:
     def settings(self) -> Path:
         """Queues, prompt format, lengths, seed and columns that later steps must share."""
         return self.dataset / "settings.json"
+
+    @property
+    def log(self) -> Path:
+        """What NeMo, Megatron-Core and Lightning report."""
+        return self.folder / "log.txt"
 
     @property
     def training(self) -> Path:
@@ -187,6 +197,10 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         if temporary.is_dir() and path.exists():
             os.replace(path, old)  # A folder cannot be renamed onto another
         os.replace(temporary, path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise
     finally:
         for leftover in (temporary, old):
             remove(leftover)

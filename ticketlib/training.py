@@ -78,6 +78,14 @@ def make_recipe(
         raise ValueError(f"LoRA targets {unknown} match no module. Accepted: {list(LORA_TARGETS)}.")
     if peft_scheme not in ("lora", "none"):
         raise ValueError(f'peft_scheme is "{peft_scheme}"; "lora" and "none" are accepted.')
+    micro, batch = (
+        micro_batch_size or profile.micro_batch_size,
+        (global_batch_size or profile.global_batch_size),
+    )
+    if batch % micro:
+        raise ValueError(
+            f"global_batch_size ({batch}) must be a multiple of micro_batch_size ({micro})."
+        )
     steps = max_steps or profile.max_steps
     dtype = getattr(torch, profile.dtype)
 
@@ -94,8 +102,8 @@ def make_recipe(
         llm.FineTuningDataModule,
         dataset_root=str(run.dataset),
         seq_length=seq_length or profile.seq_length,
-        micro_batch_size=micro_batch_size or profile.micro_batch_size,
-        global_batch_size=global_batch_size or profile.global_batch_size,
+        micro_batch_size=micro,
+        global_batch_size=batch,
         num_workers=0,
         seed=seed,
         dataset_kwargs={"prompt_template": PROMPT_TEMPLATES[prompt_format]},
@@ -114,6 +122,7 @@ def make_recipe(
     recipe.trainer.val_check_interval = max(1, steps // 4)
     recipe.trainer.callbacks.append(nemo_run.Config(Progress))
     recipe.trainer.strategy.expert_model_parallel_size = profile.expert_parallel
+    recipe.trainer.strategy.pipeline_model_parallel_size = 1
     recipe.optim.config.lr = learning_rate or profile.learning_rate
     recipe.optim.lr_scheduler.warmup_steps = min(profile.warmup_steps, steps // 10)
     recipe.optim.lr_scheduler.max_steps = steps
@@ -178,7 +187,7 @@ def run_recipe(run: Run, recipe: nemo_run.Partial, *, seed: int = 0) -> Path:
     run.training.mkdir(parents=True)
     seed_everything(seed)
     nemo_run.run(recipe, direct=True)
-    read_metrics_csv(run.training / "metrics.csv").to_csv(run.history, index=False)
+    read_history(run).to_csv(run.history, index=False)
     return find_checkpoint(run)
 
 
@@ -198,19 +207,25 @@ def find_checkpoint(run: Run) -> Path:
     return require(last, made_by="03_train_lora.ipynb", run_name=run.run_name)
 
 
-def read_metrics_csv(path: Path) -> pd.DataFrame:
-    """Give the loss history of a run.
+def read_history(run: Run) -> pd.DataFrame:
+    """Give the loss history of a run, so far or to its end.
 
     Returns:
-        A row a logged step: `step` (1 = after the first), `train_loss`, `val_loss` (nats a token; NaN
-        where it was not measured), `seconds` (of that step).
+        A row a logged step: `step` (1 = after the first), `train_loss`, `val_loss` (nats a token;
+        NaN where it was not measured), `seconds` (of that step).
+
+    Raises:
+        FileNotFoundError: Training has not started.
     """
     names = {
         "reduced_train_loss": "train_loss",
         "val_loss": "val_loss",
         "train_step_timing in s": "seconds",
     }
-    logged = pd.read_csv(path)
-    history = logged.groupby("step", as_index=False).last().rename(columns=names)
-    history["step"] += 1
+    logged = pd.read_csv(
+        require(run.training / "metrics.csv", made_by="03_train_lora.ipynb", run_name=run.run_name)
+    )
+    logged = logged.rename(columns=names).dropna(how="all", subset=["train_loss", "val_loss"])
+    history = logged.groupby("step", as_index=False).last()
+    history["step"] = history["step"].astype(int) + 1
     return history.reindex(columns=["step", *names.values()])

@@ -1,0 +1,22 @@
+"""What several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The same examples every time, however slow the machine.
+settings.register_profile("ticketlib", deadline=None, derandomize=True)
+settings.load_profile("ticketlib")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with hard cases and real tickets, which cannot be part of the project."""
+    folder = Path(os.environ.get("TICKETLIB_SHARED", ROOT.parent / "shared"))
+    if not (folder / "cases").is_dir():
+        pytest.skip(f"{folder}/cases not found; set TICKETLIB_SHARED to the folder that holds it")
+    return folder
