@@ -1,4 +1,4 @@
-"""Each CPU patch is needed: the NeMo pipeline fails, or compiles, without it; with all of them it runs.
+"""Each CPU patch is needed: without it NeMo's pipeline fails, or compiles; with all it runs.
 
 The pipeline is NeMo's own: import, parity, LoRA training, generation, merge, export.
 """

@@ -1,7 +1,8 @@
 """The corrected gpt-oss of NeMo equals transformers', and each correction matters.
 
-transformers' GptOssForCausalLM is the independent implementation: logits in float32 on texts longer than the
-sliding window are at most 1e-5 apart after import, and far apart as soon as one detail is wrong.
+transformers' GptOssForCausalLM is the independent implementation: logits in float32 on texts
+longer than the sliding window are at most 1e-5 apart after import, and far apart as soon as one
+detail is wrong.
 """
 
 import json
@@ -170,7 +171,8 @@ def test_mxfp4_experts_are_read_as_transformers_dequantizes_them(hf_folder, tmp_
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     read = gptoss.read_hf_weights(folder)
     assert all(torch.equal(read[name], tensor) for name, tensor in expected.items())
-    # The same values as a BF16 file, through transformers, give the same logits as through the import.
+    # The same values as a BF16 file, through transformers, give the same logits as through the
+    # import.
     model = make_model()
     model.load_state_dict(read)
     model.save_pretrained(tmp_path / "as-bf16")

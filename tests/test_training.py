@@ -1,7 +1,8 @@
-"""The recipe holds what was asked for, training is repeatable, and what is exported is what was trained.
+"""Recipes hold what was asked for, training is repeatable, what is exported is what was trained.
 
-A random gpt-oss learns a few steps with NeMo. The adapter in NeMo, the merged checkpoint and the exported
-folder in transformers must give the same logits, for LoRA on attention and experts and for full training.
+A random gpt-oss learns a few steps with NeMo. The adapter in NeMo, the merged checkpoint and the
+exported folder in transformers must give the same logits, for LoRA on attention and experts and
+for full training.
 """
 
 from dataclasses import replace

@@ -138,11 +138,12 @@ _applied: list[str] = []
 def patch_for_cpu() -> list[str]:
     """Let NeMo and Megatron-Core run on the CPU of a machine without CUDA.
 
-    Call it before the first NeMo call of a process; calling it again changes nothing. It holds for the
-    thread that calls it and for the life of the process.
+    Call it before the first NeMo call of a process; calling it again changes nothing. It holds for
+    the thread that calls it and for the life of the process.
 
     Returns:
-        The names of the patches now in force; empty where CUDA is available, and nothing was touched.
+        The names of the patches now in force; empty where CUDA is available, and nothing was
+        touched.
     """
     if not torch.cuda.is_available() and not _applied:
         for name, patch in PATCHES.items():

@@ -1,7 +1,8 @@
 """Merge the adapter into the base in fp32, and export full weights that were proved equal.
 
-`llm.peft.merge_lora` of NeMo 2.7.3 loads everything in bfloat16 and adds there: logits of the merged model
-were off by 0.33. It also passes the tokenizer through one folder that all processes share.
+`llm.peft.merge_lora` of NeMo 2.7.3 loads everything in bfloat16 and adds there: logits of the
+merged model were off by 0.33. It also passes the tokenizer through one folder that all processes
+share.
 """
 
 import tempfile
@@ -76,7 +77,8 @@ def merge_adapter(run: Run, checkpoint: Path) -> Path:
         checkpoint: Of `training.find_checkpoint`.
 
     Returns:
-        `run.merged`; the checkpoint itself where all parameters were trained and none is to be merged.
+        `run.merged`; the checkpoint itself where all parameters were trained and none is to be
+        merged.
     """
     patch_for_cpu()
     if io.load_context(Path(checkpoint) / "context", subpath="model").model_transform is None:

@@ -1,9 +1,9 @@
 """gpt-oss in NeMo, corrected: config, model, importer and exporter.
 
-NeMo 2.7.3's own gpt-oss classes read two fields of the Hugging Face config, know one weight layout, cancel
-YaRN's attention factor and show one key too many in the sliding window. The classes here subclass them and
-put that right; `tests/test_gptoss.py` shows that logits equal transformers' `GptOssForCausalLM` and that
-each correction matters. Importing this module imports NeMo (8 s).
+NeMo 2.7.3's own gpt-oss classes read two fields of the Hugging Face config, know one weight
+layout, cancel YaRN's attention factor and show one key too many in the sliding window. The classes
+here subclass them and put that right; `tests/test_gptoss.py` shows that logits equal transformers'
+`GptOssForCausalLM` and that each correction matters. Importing this module imports NeMo (8 s).
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class GptOssConfig(llm.GPTOSSConfig):
 
 
 class _OutOfPlaceRowParallelLinear(RowParallelLinear):
-    """mlp.py adds the expert's bias in place to a view of a custom function: autograd forbids that."""
+    """Megatron's MLP adds the expert's bias in place to a view, which autograd forbids."""
 
     def forward(self, x):  # noqa: D102
         output, bias = super().forward(x)
@@ -78,7 +78,7 @@ class GptOssModel(llm.GPTOSSModel):
 
 
 def config_class() -> type[GptOssConfig]:
-    """Give the config for this machine: Transformer Engine's layers with CUDA, Megatron's own without."""
+    """Give the config for this machine: Transformer Engine with CUDA, Megatron's layers without."""
     if not torch.cuda.is_available():
         return LocalGptOssConfig
     import transformer_engine.pytorch  # noqa: F401 - fail here rather than in the middle of a build
@@ -92,13 +92,15 @@ def config_from_hf(folder: Path, dtype: torch.dtype, make: Callable | None = Non
     Args:
         folder: Checkpoint folder with `config.json`.
         dtype: Of the parameters in memory.
-        make: Called with the fields; default `config_class()`. Pass `partial(run.Config, cls)` for a recipe.
+        make: Called with the fields; default `config_class()`. Pass `partial(run.Config, cls)` for
+            a recipe.
 
     Returns:
         What `make` returns: a `GptOssConfig`.
 
     Raises:
-        ValueError: The config is not of gpt-oss, or holds a setting that NeMo's model does not have.
+        ValueError: The config is not of gpt-oss, or holds a setting that NeMo's model does not
+            have.
     """
     hf = AutoConfig.from_pretrained(str(folder))
     if hf.model_type != "gpt_oss":
@@ -125,7 +127,8 @@ def config_from_hf(folder: Path, dtype: torch.dtype, make: Callable | None = Non
         vocab_size=hf.vocab_size,
         seq_length=hf.max_position_embeddings,
         layernorm_epsilon=hf.rms_norm_eps,
-        # transformers shows `sliding_window` keys, the token's own among them; NeMo counts those before it.
+        # transformers shows `sliding_window` keys, the token's own among them; NeMo counts those
+        # before it.
         window_size=(hf.sliding_window - 1, 0),
         rotary_base=int(hf.rope_theta),
         yarn_rotary_scaling_factor=yarn["factor"],
@@ -140,17 +143,17 @@ def config_from_hf(folder: Path, dtype: torch.dtype, make: Callable | None = Non
 
 
 def build_model(folder: Path, dtype: torch.dtype) -> GptOssModel:
-    """Give an empty NeMo model with the dimensions of a Hugging Face folder, for `llm.import_ckpt`."""
+    """Give an empty NeMo model as large as a Hugging Face one, for `llm.import_ckpt`."""
     return GptOssModel(config_from_hf(folder, dtype))
 
 
 def hf_folder_of(checkpoint: Path) -> Path:
-    """Give the Hugging Face folder that an imported, trained or merged NeMo checkpoint came from."""
+    """Give the Hugging Face folder of the base of any NeMo checkpoint of ours."""
     return Path(io.load_context(Path(checkpoint) / "context", subpath="model.config").hf_folder)
 
 
 def fingerprint(folder: Path) -> str:
-    """Give eight hex digits that change when the files of a checkpoint folder do (name, size, time)."""
+    """Give eight hex digits that change with the files of a folder (config; name, size, time)."""
     digest = hashlib.sha256((Path(folder) / "config.json").read_bytes())
     for file in sorted(Path(folder).glob("*.safetensors")):
         digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
@@ -225,7 +228,7 @@ def _qkv(kind: str) -> tuple[str, ...]:
 
 
 def _split_experts(name: str) -> Callable:
-    """[experts, in, out] -> one [out, in] per expert; gate and up rows, interleaved in HF, side by side."""
+    """[experts, in, out] -> an [out, in] for each; HF interleaves gate and up rows, NeMo does not."""
 
     def split(x: torch.Tensor) -> list[torch.Tensor]:
         each = [expert.t() if expert.dim() == 2 else expert for expert in x]
@@ -282,7 +285,7 @@ class GptOssImporter(stock.HFGPTOSSImporter):
 
 @io.model_exporter(GptOssModel, "hf")
 class GptOssExporter(stock.HFGPTOSSExporter):
-    """NeMo gpt-oss -> Hugging Face folder with everything that a server needs; used by `llm.export_ckpt`."""
+    """NeMo gpt-oss -> Hugging Face folder that a server can load; used by `llm.export_ckpt`."""
 
     trust_remote_code = False  # The stock exporter reads it and never sets it
 

@@ -1,4 +1,4 @@
-"""Send the chatter of NeMo, Megatron-Core and Lightning to a file, and keep the notebook readable."""
+"""Send the chatter of NeMo, Megatron-Core and Lightning to a file; keep the notebook readable."""
 
 import logging
 import sys

@@ -1,7 +1,8 @@
 """Load NeMo checkpoints for inference and compare their logits with transformers'.
 
-A model that was imported, merged or exported is right when NeMo and transformers give the same logits on
-real prompts longer than the sliding window. Training refuses an import without that proof.
+A model that was imported, merged or exported is right when NeMo and transformers give the same
+logits on real prompts longer than the sliding window. Training refuses an import without that
+proof.
 """
 
 import json
@@ -55,7 +56,7 @@ def load_model(checkpoint: Path, dtype: torch.dtype, **settings) -> torch.nn.Mod
 
 @torch.no_grad()
 def logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Give the logits [batch, tokens, vocabulary] (float32, CPU) of a NeMo or transformers model."""
+    """Give the logits of a NeMo or transformers model: [batch, tokens, vocabulary], float32, CPU."""
     device = next(model.parameters()).device
     tokens = tokens.to(device)
     if isinstance(model, GptOssForCausalLM):
@@ -81,7 +82,8 @@ def check_parity(
         `tolerance`.
 
     Raises:
-        ValueError: The logits differ by more than the tolerance, or no text is longer than the window.
+        ValueError: The logits differ by more than the tolerance, or no text is longer than the
+            window.
     """
     tokenizer = AutoTokenizer.from_pretrained(hf_folder)
     batches = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
@@ -92,7 +94,7 @@ def check_parity(
     longest = max((tokens.shape[1] for tokens in batches), default=0)
     if longest <= window:
         raise ValueError(
-            f"The longest text has {longest} tokens, the sliding window {window}: pass a longer one."
+            f"The longest text has {longest} tokens, the window {window}: pass a longer one."
         )
     expected = [logits(hf, tokens) for tokens in batches]
     del hf
@@ -111,7 +113,7 @@ def check_parity(
     if not result["max_difference"] <= tolerance:
         raise ValueError(
             f"NeMo's logits for {checkpoint} differ from transformers' for {hf_folder} by up to "
-            f"{result['max_difference']:.3g}; at most {tolerance:g} is accepted. Do not train on this import."
+            f"{result['max_difference']:.3g}; at most {tolerance:g} is accepted. Do not use it."
         )
     return result
 

@@ -1,7 +1,6 @@
 """What runs where: a profile names the base model and the settings that fit it and its hardware."""
 
 import difflib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,9 +99,9 @@ def get_profile(name: str) -> Profile:
 def locate_base(profile: Profile, models_cache: Path, base_model: str = "") -> Path:
     """Give the folder of the base model, downloading it once where the profile names a repository.
 
-    Only safetensors, configs and tokenizer are fetched, not the `original/` and `metal/` copies (27 of
-    41 GB). A download that breaks off goes on at the next call. The access token is read from the
-    environment variable `HF_TOKEN` by huggingface_hub.
+    Only safetensors, configs and tokenizer are fetched, not the `original/` and `metal/` copies
+    (27 of 41 GB). A download that breaks off goes on at the next call. The access token is read
+    from the environment variable `HF_TOKEN` by huggingface_hub.
 
     Args:
         profile: Names the base.
@@ -115,22 +114,23 @@ def locate_base(profile: Profile, models_cache: Path, base_model: str = "") -> P
     Raises:
         FileNotFoundError: There is no checkpoint in the folder.
     """
-    folder = Path(base_model).expanduser() if base_model else project_root() / profile.base
-    if not base_model and not (folder / "config.json").exists() and profile.base.count("/") == 1:
-        folder = Path(models_cache) / profile.base
-        if not profile.base.startswith("data/"):
-            from huggingface_hub import snapshot_download
+    if base_model:
+        folder = Path(base_model).expanduser()
+    elif profile.base.startswith("data/"):
+        folder = project_root() / profile.base
+    else:
+        from huggingface_hub import snapshot_download
 
-            os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-            snapshot_download(
-                profile.base,
-                local_dir=folder,
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*"],
-                ignore_patterns=["original/*", "metal/*"],
-            )
+        folder = Path(models_cache) / profile.base
+        snapshot_download(
+            profile.base,
+            local_dir=folder,
+            allow_patterns=["*.json", "*.safetensors", "*.jinja"],
+            ignore_patterns=["original/*", "metal/*"],
+        )
     if not (folder / "config.json").exists():
         raise FileNotFoundError(
-            f"{folder}/config.json not found. Set base_model to a folder with a gpt-oss checkpoint in "
-            f'Hugging Face format, or run from the project\'s folder, where "{PROFILES["tiny"].base}" is.'
+            f"{folder}/config.json not found. Set base_model to a folder with a gpt-oss "
+            "checkpoint in Hugging Face format, or run from within the project's folder."
         )
     return folder

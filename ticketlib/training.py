@@ -22,7 +22,8 @@ from ticketlib.paths import Run, remove, require
 from ticketlib.profiles import Profile
 
 LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
-# NeMo joins the two fields of a record with this; "plain" answers start with a space, which NeMo strips.
+# NeMo joins the two fields of a record with this; "plain" answers start with a space, which NeMo
+# strips.
 PROMPT_TEMPLATES = {"harmony": "{input}{output}", "plain": "{input} {output}"}
 
 
@@ -43,7 +44,7 @@ def make_recipe(
     devices: int = 0,
     seed: int = 0,
 ) -> nemo_run.Partial:
-    """Give `llm.gpt_oss_20b.finetune_recipe` with data, model, optimizer and logs set; edit it as you like.
+    """Give `llm.gpt_oss_20b.finetune_recipe`, filled in for a run; edit it as you like.
 
     Args:
         run: Its `dataset` is read, its `training` folder is written.
@@ -157,7 +158,7 @@ class Progress(Callback):
 
 
 def _for_cpu(recipe: nemo_run.Partial) -> nemo_run.Partial:
-    """Set what a machine without CUDA needs: full precision, a plain optimizer, no gradient clipping."""
+    """Set what a CPU needs: full precision, a plain optimizer, no gradient clipping."""
     recipe.trainer.accelerator = "cpu"
     recipe.trainer.plugins = nemo_run.Config(
         nl.MegatronMixedPrecision, precision="32", autocast_enabled=False
