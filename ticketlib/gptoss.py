@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from lightning.pytorch.trainer.connectors import accelerator_connector
 from megatron.core.fusions.fused_bias_geglu import quick_gelu
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.layers import RowParallelLinear
@@ -142,8 +143,18 @@ def config_from_hf(folder: Path, dtype: torch.dtype, make: Callable | None = Non
     )
 
 
+def single_process() -> None:
+    """Let NeMo run on one device in a notebook's process.
+
+    Lightning refuses NeMo's strategy in an interactive session, because with several devices it
+    starts the script once more for each. With one device it starts nothing.
+    """
+    accelerator_connector._IS_INTERACTIVE = False
+
+
 def build_model(folder: Path, dtype: torch.dtype) -> GptOssModel:
     """Give an empty NeMo model as large as a Hugging Face one, for `llm.import_ckpt`."""
+    single_process()
     return GptOssModel(config_from_hf(folder, dtype))
 
 
@@ -228,7 +239,7 @@ def _qkv(kind: str) -> tuple[str, ...]:
 
 
 def _split_experts(name: str) -> Callable:
-    """[experts, in, out] -> an [out, in] for each; HF interleaves gate and up rows, NeMo does not."""
+    """[experts, in, out] -> [out, in] each; HF interleaves gate and up rows, NeMo does not."""
 
     def split(x: torch.Tensor) -> list[torch.Tensor]:
         each = [expert.t() if expert.dim() == 2 else expert for expert in x]

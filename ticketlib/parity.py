@@ -14,12 +14,14 @@ from nemo import lightning as nl
 from transformers import AutoTokenizer, GptOssForCausalLM
 
 from ticketlib.cpu import patch_for_cpu
+from ticketlib.gptoss import single_process
 
 PARITY_FILE = "parity.json"
 
 
 def make_trainer(dtype: torch.dtype) -> nl.Trainer:
     """Give a one-device NeMo trainer for inference, in `dtype`, on the GPU where there is one."""
+    single_process()
     precision = "32" if dtype == torch.float32 else "bf16-mixed"
     return nl.Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
@@ -56,7 +58,7 @@ def load_model(checkpoint: Path, dtype: torch.dtype, **settings) -> torch.nn.Mod
 
 @torch.no_grad()
 def logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Give the logits of a NeMo or transformers model: [batch, tokens, vocabulary], float32, CPU."""
+    """Give the logits of a NeMo or transformers model, [batch, tokens, vocabulary] on the CPU."""
     device = next(model.parameters()).device
     tokens = tokens.to(device)
     if isinstance(model, GptOssForCausalLM):

@@ -1,5 +1,6 @@
 """Where things are: the project, the inputs, and every file of a run, each named once."""
 
+import json
 import os
 import shutil
 import uuid
@@ -175,6 +176,20 @@ def require(path: Path, made_by: str, run_name: str = "") -> Path:
     shown = path.relative_to(root) if path.is_relative_to(root) else path
     with_run = f' with run_name = "{run_name}"' if run_name else ""
     raise FileNotFoundError(f"{shown} not found. Run {made_by}{with_run} first.")
+
+
+def read_settings(run: Run) -> dict:
+    """What notebook 02 wrote for the steps after it.
+
+    Returns:
+        `prompt` (`queues` and `prompt_format`, as the functions of `ticketlib.prompts` take them),
+        `seq_length`, `profile`, `seed`, `tickets_csv`.
+
+    Raises:
+        FileNotFoundError: If notebook 02 has not run.
+    """
+    path = require(run.settings, made_by="02_prepare_jsonl.ipynb", run_name=run.run_name)
+    return json.loads(path.read_text("utf-8"))
 
 
 @contextmanager

@@ -171,7 +171,9 @@ def _for_cpu(recipe: nemo_run.Partial) -> nemo_run.Partial:
 
 
 def run_recipe(run: Run, recipe: nemo_run.Partial, *, seed: int = 0) -> Path:
-    """Train anew, in this process, through NeMo-Run; what an earlier try left is removed first.
+    """Train anew through NeMo-Run; what an earlier try left is removed first.
+
+    One device trains in this process; several get a process each, started by torchrun.
 
     Args:
         run: Its `training` folder and `history` file are replaced; what was exported from an
@@ -187,7 +189,16 @@ def run_recipe(run: Run, recipe: nemo_run.Partial, *, seed: int = 0) -> Path:
         remove(made_from_it)
     run.training.mkdir(parents=True)
     seed_everything(seed)
-    nemo_run.run(recipe, direct=True)
+    if recipe.trainer.devices == 1:
+        gptoss.single_process()
+        nemo_run.run(recipe, direct=True)
+    else:
+        nemo_run.run(
+            recipe,
+            executor=nemo_run.LocalExecutor(
+                ntasks_per_node=recipe.trainer.devices, launcher="torchrun"
+            ),
+        )
     read_history(run).to_csv(run.history, index=False)
     return find_checkpoint(run)
 
@@ -226,7 +237,7 @@ def read_history(run: Run) -> pd.DataFrame:
     logged = pd.read_csv(
         require(run.training / "metrics.csv", made_by="03_train_lora.ipynb", run_name=run.run_name)
     )
-    logged = logged.rename(columns=names).dropna(how="all", subset=["train_loss", "val_loss"])
+    logged = logged.rename(columns=names).reindex(columns=["step", *names.values()])
+    logged = logged.dropna(how="all", subset=["train_loss", "val_loss"])
     history = logged.groupby("step", as_index=False).last()
-    history["step"] = history["step"].astype(int) + 1
-    return history.reindex(columns=["step", *names.values()])
+    return history.assign(step=history["step"].astype(int) + 1)
