@@ -104,9 +104,10 @@ def draw_tickets(n: int, *, seed: int) -> list[dict[str, str]]:
         raise ValueError(f"n = {n}: ask for at least 1 ticket.")
     rng, rows, seen, number = random.Random(seed), [], set(), 0
     while len(rows) < n:
-        group = [row for row in draw_ticket_group(rng) if row["body"] not in seen]
-        seen.update(row["body"] for row in group)
-        rows += [row | {"group": str(number)} for row in group]
+        for row in draw_ticket_group(rng):
+            if row["body"] not in seen:
+                seen.add(row["body"])
+                rows.append(row | {"group": str(number)})
         number += 1
     return _shuffle(rng, rows[:n])
 

@@ -43,7 +43,7 @@ def run_pipeline(folder: Path, base: Path) -> None:
         output_path=imported,
         dtype=torch.float32,
     )
-    result = parity.check_parity(base, imported, TEXTS, dtype=torch.float32, tolerance=1e-5)
+    result = parity.check_parity(base, imported, TEXTS, dtype="float32", tolerance=1e-5)
     parity.save_parity(imported, result)
     profile = replace(get_profile("tiny"), max_steps=2, micro_batch_size=4, global_batch_size=8)
     recipe = training.make_recipe(run, profile, imported, prompt_format="plain")
@@ -54,6 +54,7 @@ def run_pipeline(folder: Path, base: Path) -> None:
         prompts=TEXTS[:1],
         inference_params=CommonInferenceParams(top_k=1, num_tokens_to_generate=3),
         params_dtype=torch.float32,
+        enable_flash_decode=False,
     )
     export.export_checkpoint(run, export.merge_adapter(run, checkpoint))
 

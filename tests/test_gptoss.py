@@ -61,9 +61,7 @@ def largest_difference(model, tokens, expected):
 
 
 def test_import_equals_transformers(hf_folder, imported):
-    result = parity.check_parity(
-        hf_folder, imported, TEXTS, dtype=torch.float32, tolerance=TOLERANCE
-    )
+    result = parity.check_parity(hf_folder, imported, TEXTS, dtype="float32", tolerance=TOLERANCE)
     assert result["longest"] > 2 * WINDOW
     assert result["same_argmax"] == 1
 
@@ -114,18 +112,31 @@ def test_check_parity_refuses_a_difference_and_too_short_texts(hf_folder, import
     weights = load_file(other / "model.safetensors")
     weights["model.layers.2.self_attn.sinks"] += 0.5
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="at most 1e-05 is accepted"):
-        parity.check_parity(other, imported, TEXTS, dtype=torch.float32, tolerance=TOLERANCE)
+    with pytest.raises(ValueError, match="at most 1e-05 and at least 90%"):
+        parity.check_parity(other, imported, TEXTS, dtype="float32", tolerance=TOLERANCE)
     with pytest.raises(ValueError, match="pass a longer one"):
-        parity.check_parity(hf_folder, imported, ["ok"], dtype=torch.float32, tolerance=TOLERANCE)
+        parity.check_parity(hf_folder, imported, ["ok"], dtype="float32", tolerance=TOLERANCE)
 
 
 def test_shipped_base_imports_with_parity(tmp_path):
+    """Its logits reach 30, where float32 rounds by over 1e-5; float64 tells that from faults."""
     base = project_root() / "data" / "tiny-gpt-oss"
     text = "Subject: VPN\n\nBody: " + "Seit heute erreicht unser Team den Server nicht mehr. " * 9
     imported = import_base(base, tmp_path / "imported")
-    result = parity.check_parity(base, imported, [text], dtype=torch.float32, tolerance=TOLERANCE)
-    assert result["same_argmax"] > 0.99
+    for dtype, tolerance in (("float64", TOLERANCE), ("float32", 5e-5)):
+        result = parity.check_parity(base, imported, [text], dtype=dtype, tolerance=tolerance)
+        assert result["same_argmax"] == 1
+    model = parity.load_model(imported, torch.float64, window_size=(32, 0))
+    tokens = torch.tensor([AutoTokenizer.from_pretrained(base)(text)["input_ids"]])
+    expected = parity.logits(parity.load_reference(base, torch.float64), tokens)
+    assert largest_difference(model, tokens, expected) > 100 * TOLERANCE
+
+
+def test_reference_in_float64_is_the_same_model(hf_folder, tokens, expected):
+    """Its norms are replaced; what it computes is not."""
+    assert (
+        parity.logits(parity.load_reference(hf_folder, torch.float64), tokens) - expected
+    ).abs().max() < TOLERANCE
 
 
 def test_export_gives_back_the_same_folder(hf_folder, imported, tmp_path):
@@ -179,9 +190,7 @@ def test_mxfp4_experts_are_read_as_transformers_dequantizes_them(hf_folder, tmp_
     for file in hf_folder.glob("*token*"):
         shutil.copy(file, tmp_path / "as-bf16")
     imported = import_base(folder, tmp_path / "imported")
-    parity.check_parity(
-        tmp_path / "as-bf16", imported, TEXTS, dtype=torch.float32, tolerance=TOLERANCE
-    )
+    parity.check_parity(tmp_path / "as-bf16", imported, TEXTS, dtype="float32", tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "shape"])

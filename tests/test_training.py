@@ -78,9 +78,7 @@ def changed_tensors(experiments, exported):
 
 def test_adapter_equals_exported_and_only_targets_change(experiments, attention_run):
     exported, checkpoint = export_run(attention_run)
-    result = parity.check_parity(
-        exported, checkpoint, TEXTS, dtype=torch.float32, tolerance=TOLERANCE
-    )
+    result = parity.check_parity(exported, checkpoint, TEXTS, dtype="float32", tolerance=TOLERANCE)
     assert result["same_argmax"] == 1
     assert changed_tensors(experiments, exported) == {
         f"model.layers.{layer}.self_attn.{name}_proj.weight"
@@ -92,7 +90,7 @@ def test_adapter_equals_exported_and_only_targets_change(experiments, attention_
 def test_expert_adapters_equal_exported(experiments):
     run = train(experiments, "experts", lora_targets=EXPERTS, lora_rank=4)
     exported, checkpoint = export_run(run)
-    parity.check_parity(exported, checkpoint, TEXTS, dtype=torch.float32, tolerance=TOLERANCE)
+    parity.check_parity(exported, checkpoint, TEXTS, dtype="float32", tolerance=TOLERANCE)
     changed = changed_tensors(experiments, exported)
     assert "model.layers.0.mlp.experts.gate_up_proj" in changed
     assert "model.layers.3.mlp.experts.down_proj" in changed
@@ -102,7 +100,7 @@ def test_expert_adapters_equal_exported(experiments):
 def test_full_training_exports_without_a_merge(experiments):
     run = train(experiments, "full", peft_scheme="none", learning_rate=1e-3)
     exported, checkpoint = export_run(run)
-    parity.check_parity(exported, checkpoint, TEXTS, dtype=torch.float32, tolerance=TOLERANCE)
+    parity.check_parity(exported, checkpoint, TEXTS, dtype="float32", tolerance=TOLERANCE)
     assert "lm_head.weight" in changed_tensors(experiments, exported)
     assert not run.merged.exists()
 
@@ -114,7 +112,7 @@ def test_stock_merge_in_bf16_would_be_off(attention_run, tmp_path):
     llm.export_ckpt(path=tmp_path / "merged", target="hf", output_path=tmp_path / "hf")
     with pytest.raises(ValueError, match="differ"):
         parity.check_parity(
-            tmp_path / "hf", checkpoint, TEXTS, dtype=torch.float32, tolerance=TOLERANCE
+            tmp_path / "hf", checkpoint, TEXTS, dtype="float32", tolerance=TOLERANCE
         )
 
 

@@ -19,7 +19,7 @@ from nemo.collections.llm.peft.lora import LoRALinear, LoRAMerge
 from nemo.lightning import io
 
 from ticketlib.cpu import patch_for_cpu
-from ticketlib.gptoss import single_process
+from ticketlib.gptoss import start_afresh
 from ticketlib.paths import Run, replace_atomically, require
 
 
@@ -82,7 +82,7 @@ def merge_adapter(run: Run, checkpoint: Path) -> Path:
         merged.
     """
     patch_for_cpu()
-    single_process()
+    start_afresh()
     if io.load_context(Path(checkpoint) / "context", subpath="model").model_transform is None:
         return Path(checkpoint)
     with replace_atomically(run.merged) as partial_folder, merging_in_fp32():
@@ -105,7 +105,7 @@ def export_checkpoint(run: Run, merged: Path, *, max_shard_size: str = "5GB") ->
         FileNotFoundError: There is no merged checkpoint.
     """
     patch_for_cpu()
-    single_process()
+    start_afresh()
     require(merged, made_by="03_train_lora.ipynb", run_name=run.run_name)
     with replace_atomically(run.exported) as partial_folder:
         llm.export_ckpt(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.trainer.connectors import accelerator_connector
+from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_geglu import quick_gelu
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.layers import RowParallelLinear
@@ -143,18 +144,22 @@ def config_from_hf(folder: Path, dtype: torch.dtype, make: Callable | None = Non
     )
 
 
-def single_process() -> None:
-    """Let NeMo run on one device in a notebook's process.
+def start_afresh() -> None:
+    """Let the next NeMo call run in this process, also in a notebook and after other NeMo calls.
 
     Lightning refuses NeMo's strategy in an interactive session, because with several devices it
-    starts the script once more for each. With one device it starts nothing.
+    starts the script once more for each; with one device it starts nothing. Process groups of an
+    earlier call go: those of a merge are for the CPU, those of training for the GPU.
     """
     accelerator_connector._IS_INTERACTIVE = False
+    if torch.distributed.is_initialized():
+        parallel_state.destroy_model_parallel()
+        torch.distributed.destroy_process_group()
 
 
 def build_model(folder: Path, dtype: torch.dtype) -> GptOssModel:
     """Give an empty NeMo model as large as a Hugging Face one, for `llm.import_ckpt`."""
-    single_process()
+    start_afresh()
     return GptOssModel(config_from_hf(folder, dtype))
 
 
@@ -331,4 +336,6 @@ class GptOssExporter(stock.HFGPTOSSExporter):
             io.state_transform(f"**.self_attention.linear_qkv.{kind}", _qkv(kind), fn)
             for kind, fn in split.items()
         ] + [io.state_transform(nemo, hf, _stack_experts(hf)) for hf, nemo in experts]
-        return io.apply_transforms(source, target, {v: k for k, v in plain.items()}, transforms)
+        plain = {nemo: hf for hf, nemo in plain.items()}
+        # Transformer Engine keeps the sinks in float32, whatever the model's dtype.
+        return io.apply_transforms(source, target, plain, transforms, cast_dtype=target.dtype)

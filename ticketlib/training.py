@@ -125,6 +125,7 @@ def make_recipe(
     recipe.trainer.strategy.expert_model_parallel_size = profile.expert_parallel
     recipe.trainer.strategy.pipeline_model_parallel_size = 1
     recipe.optim.config.lr = learning_rate or profile.learning_rate
+    recipe.optim.config.adam_eps = profile.adam_eps
     recipe.optim.lr_scheduler.warmup_steps = min(profile.warmup_steps, steps // 10)
     recipe.optim.lr_scheduler.max_steps = steps
 
@@ -190,7 +191,7 @@ def run_recipe(run: Run, recipe: nemo_run.Partial, *, seed: int = 0) -> Path:
     run.training.mkdir(parents=True)
     seed_everything(seed)
     if recipe.trainer.devices == 1:
-        gptoss.single_process()
+        gptoss.start_afresh()
         nemo_run.run(recipe, direct=True)
     else:
         nemo_run.run(

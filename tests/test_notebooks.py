@@ -1,0 +1,209 @@
+"""The notebooks run headless from CSV to model, tell what is missing, and keep their form.
+
+The whole series runs once on the shipped tickets and tiny model, as a reader would run it, and the
+tests read the files that it left: a routing model that beats its baselines by the promised margin.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from ticketlib.paths import Run
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = ["01_explore_tickets", "02_prepare_jsonl", "03_train_lora", "04_evaluate_and_export"]
+SHARED_PARAMETERS = {"run_name", "profile", "seed", "experiments_dir"}
+
+
+def execute(name, run, **parameters):
+    """Run one notebook; parameters that it does not have are left out."""
+    source = ROOT / "notebooks" / f"{name}.ipynb"
+    known = papermill.inspect_notebook(source)
+    parameters = {"experiments_dir": str(run.experiments), "run_name": run.run_name} | parameters
+    run.notebooks.mkdir(parents=True, exist_ok=True)
+    return papermill.execute_notebook(
+        source,
+        run.notebooks / source.name,
+        {key: value for key, value in parameters.items() if key in known},
+        kernel_name="python3",
+        cwd=ROOT,
+        progress_bar=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    run = Run("demo", str(tmp_path_factory.mktemp("experiments")))
+    for name in NAMES:
+        execute(name, run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def figures(demo):
+    return json.loads(demo.metrics.read_text("utf-8"))
+
+
+@pytest.mark.notebook
+def test_tuned_model_routes_and_the_untuned_knows_nothing_of_it(figures):
+    assert figures["tuned.accuracy"] >= 0.70
+    assert figures["tuned.accuracy"] - figures["majority.accuracy"] >= 0.40
+    assert figures["untuned.accuracy"] <= 0.35
+    assert 0.70 <= figures["tfidf.accuracy"] <= 0.88
+
+
+@pytest.mark.notebook
+def test_all_models_are_judged_on_the_same_test_tickets(demo, figures):
+    predictions = pd.read_parquet(demo.predictions)
+    tickets = pd.read_parquet(demo.tickets)
+    test = set(tickets.loc[tickets["split"] == "test", "ticket_id"])
+    for model, rows in predictions.groupby("model"):
+        assert set(rows["ticket_id"]) == test
+        assert figures[f"{model}.n"] == len(rows) == len(test)
+        queues = [c for c in rows.columns if c not in ("model", "ticket_id", "queue")]
+        right = rows[queues].idxmax(axis=1) == rows["queue"]
+        assert figures[f"{model}.accuracy"] == pytest.approx(right.mean())
+    assert not tickets.groupby("group")["split"].nunique().gt(1).any()
+
+
+@pytest.mark.notebook
+def test_exported_folder_answers_with_a_queue_over_its_chat_template(demo):
+    """What a chat server would do: the template, greedy decoding, the end token."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ticketlib import prompts
+
+    queues = json.loads(demo.settings.read_text("utf-8"))["prompt"]["queues"]
+    ticket = pd.read_parquet(demo.tickets).iloc[0]
+    model = AutoModelForCausalLM.from_pretrained(demo.exported)
+    tokenizer = AutoTokenizer.from_pretrained(demo.exported)
+    messages = [
+        {"role": "developer", "content": prompts.render_instructions(queues)},
+        {"role": "user", "content": prompts.render_ticket(ticket["subject"], ticket["body"])},
+    ]
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, reasoning_effort="low"
+    )
+    text = text.replace(time.strftime("%Y-%m-%d"), prompts.FROZEN_DATE)
+    prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    output = model.generate(**prompt, max_new_tokens=20)[0, prompt["input_ids"].shape[1] :]
+    assert output[-1] in model.generation_config.eos_token_id
+    assert prompts.parse_answer(tokenizer.decode(output), queues) in queues
+
+
+@pytest.mark.notebook
+def test_proofs_and_figures_are_there(demo):
+    proof = json.loads((demo.exported / "parity.json").read_text())
+    assert proof["max_difference"] <= 1e-5
+    names = {path.stem for path in demo.figures.glob("*.png")}
+    assert {"queues", "languages", "lengths", "groups", "tokens", "loss", "confusion"} <= names
+    assert len(pd.read_csv(demo.history)) > 100
+
+
+@pytest.mark.notebook
+def test_outputs_hold_no_warning_and_no_path_of_home(demo):
+    for path in demo.notebooks.glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                assert output.get("name") != "stderr", output
+                assert output.output_type != "error"
+
+
+@pytest.mark.notebook
+def test_training_that_was_killed_can_be_run_again(demo, tmp_path):
+    run = Run("killed", str(demo.experiments))
+    run.folder.mkdir()
+    (run.dataset).symlink_to(demo.dataset)
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS[2]), str(tmp_path / "out.ipynb")]
+    command += ["-p", "run_name", "killed", "-p", "experiments_dir", str(demo.experiments)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        for _ in range(600):
+            if (run.training / "metrics.csv").exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        process.kill()
+    assert run.training.exists() and not run.exported.exists()
+    with pytest.raises(PapermillExecutionError, match="Run 03_train_lora.ipynb"):
+        execute("04_evaluate_and_export", run)
+    execute("03_train_lora", run, max_steps=4)
+    assert len(pd.read_csv(run.history)) == 4
+    assert pd.read_csv(demo.history)["step"].max() > 4
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("name", NAMES[2:])
+def test_a_missing_step_is_named(tmp_path, name):
+    with pytest.raises(PapermillExecutionError, match="Run 02_prepare_jsonl.ipynb with run_name"):
+        execute(name, Run("empty", str(tmp_path)))
+
+
+@pytest.mark.notebook
+def test_series_runs_on_real_tickets(shared, tmp_path):
+    files = sorted((shared / "data").glob("aa_dataset*.csv"))
+    if not files:
+        pytest.skip(f"{shared}/data holds no aa_dataset file")
+    run = Run("real", str(tmp_path))
+    for name in NAMES:
+        execute(name, run, tickets_csv=str(files[0]), max_steps=10)
+    figures = json.loads(run.metrics.read_text("utf-8"))
+    assert figures["tuned.n"] > 100
+    assert figures["tuned.accuracy"] > 0
+
+
+def test_there_are_four_notebooks_in_order():
+    assert [path.stem for path in NOTEBOOKS] == NAMES
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestForm:
+    def test_parameters_are_annotated_and_explained(self, path):
+        parameters = papermill.inspect_notebook(path)
+        assert parameters.keys() >= SHARED_PARAMETERS
+        for parameter in parameters.values():
+            assert parameter["inferred_type_name"] in ("str", "int", "float", "bool", "list")
+            assert parameter["help"] and parameter["default"]
+
+    def test_cells_are_short_without_output_and_installs(self, path):
+        notebook = nbformat.read(path, as_version=4)
+        assert notebook.metadata.kernelspec.name == "python3"
+        assert 25 <= len(notebook.cells) <= 45
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                assert not cell.outputs and cell.execution_count is None
+                assert len(cell.source.splitlines()) <= 15
+                assert not cell.source.lstrip().startswith(("!", "%"))
+
+    def test_it_opens_and_ends_as_all_do(self, path):
+        cells = nbformat.read(path, as_version=4).cells
+        for word in ("reads", "writes", "hardware", "run time"):
+            assert word in cells[0].source
+        for heading in ("## What we did", "## Exercises", "## Next"):
+            assert heading in cells[-1].source
+
+    def test_copyable_cells_stand_alone(self, path, tmp_path):
+        cells = nbformat.read(path, as_version=4).cells
+        tagged = {
+            tag: [c for c in cells if tag in c.metadata.get("tags", [])]
+            for tag in ("parameters", "copyable")
+        }
+        assert len(tagged["parameters"]) == 1 and tagged["copyable"]
+        for cell in tagged["copyable"]:
+            script = tmp_path / "cell.py"
+            script.write_text(f"{tagged['parameters'][0].source}\n{cell.source}\n", "utf-8")
+            ast.parse(script.read_text("utf-8"))
+            check = subprocess.run(
+                [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", script],
+                capture_output=True,
+                text=True,
+            )
+            assert check.returncode == 0, check.stdout
