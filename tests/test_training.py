@@ -125,6 +125,35 @@ def test_exported_folder_loads_and_generates(attention_run):
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(exported).chat_template
 
 
+def test_loss_on_answers_only_is_the_plain_loss_with_the_same_gradients(experiments):
+    """Against NeMo's own forward step, on a batch with padding and with masks of unequal length."""
+    from nemo.collections.llm.gpt.model.base import gpt_forward_step
+
+    model = parity.load_model(experiments / "models" / "base", torch.float32).train()
+    tokens = torch.randint(6, 380, (3, 33), generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(3, 32)
+    mask[0, 20:25] = mask[1, 28:] = mask[2, 5:7] = 1
+    batch = {
+        "tokens": tokens[:, :-1],
+        "labels": tokens[:, 1:],
+        "loss_mask": mask,
+        "position_ids": torch.arange(32).expand(3, 32),
+        "attention_mask": torch.triu(torch.ones(32, 32), 1).bool()[None, None].expand(3, 1, 32, 32),
+    }
+    results = []
+    for step in (gpt_forward_step, gptoss.answers_forward_step):
+        model.zero_grad()
+        losses = step(model, batch)
+        assert losses.shape == mask.shape
+        ((losses * mask).sum() / mask.sum()).backward()
+        grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        results.append((losses.detach() * mask, grads))
+    (plain, plain_grads), (ours, our_grads) = results
+    assert ours.sum() > 1 and plain_grads.abs().max() > 1e-3
+    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(our_grads, plain_grads, atol=1e-6, rtol=1e-4)
+
+
 def test_history_holds_every_step(attention_run):
     history = training.read_history(attention_run)
     assert history["step"].tolist() == list(range(1, 9))

@@ -19,9 +19,11 @@ from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_geglu import quick_gelu
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.layers import RowParallelLinear
+from megatron.core.utils import get_attr_wrapped_model
 from nemo.collections import llm
 from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
 from nemo.collections.llm.gpt.model import gpt_oss as stock
+from nemo.collections.llm.gpt.model.base import gpt_forward_step
 from nemo.lightning import io, teardown
 from nemo.lightning.io.state import TransformFns, _ModelState
 from safetensors import safe_open
@@ -31,10 +33,38 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 SERVING_FILES = ("generation_config.json", "chat_template.jinja", "tokenizer*", "special_tokens*")
 
 
+def answers_forward_step(model, batch: dict) -> torch.Tensor:
+    """NeMo's `gpt_forward_step` with the head and the loss on the answers' tokens only.
+
+    The head over the whole vocabulary is the largest part of a step, and NeMo multiplies what it
+    gives for prompt and padding by 0. Loss and gradients are the same (tests/test_training.py).
+
+    Returns:
+        Losses [batch, tokens], 0 where `loss_mask` is 0.
+    """
+    wanted = (
+        batch["loss_mask"].t().bool()
+    )  # [tokens, batch], as Megatron-Core lays out hidden states
+
+    def select(head, args, kwargs):
+        hidden, *rest = args
+        return (hidden[wanted][:, None], *rest), kwargs
+
+    head = get_attr_wrapped_model(model, "output_layer")
+    hook = head.register_forward_pre_hook(select, with_kwargs=True)
+    try:
+        labels = batch["labels"].t()[wanted][None]
+        losses = gpt_forward_step(model, batch | {"labels": labels})
+    finally:
+        hook.remove()
+    return losses.new_zeros(wanted.shape).index_put((wanted,), losses[0]).t().contiguous()
+
+
 @dataclass
 class GptOssConfig(llm.GPTOSSConfig):
     """NeMo's gpt-oss config with its faults corrected, on Transformer Engine layers."""
 
+    forward_step_fn: Callable = answers_forward_step
     hf_folder: str = ""  # Where the base came from: the export takes its config and tokenizer
     # TransformerConfig checks the identity of the fused function; the stock default is another one.
     activation_func: Callable = quick_gelu
