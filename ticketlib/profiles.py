@@ -48,10 +48,10 @@ PROFILES = {
         seq_length=512,
         micro_batch_size=16,
         global_batch_size=16,
-        max_steps=170,
+        max_steps=150,
         warmup_steps=10,
-        learning_rate=5e-3,
-        adam_eps=1e-8,  # Gradients are too small for the recipe's 1e-5: 0.67 instead of 0.78
+        learning_rate=3e-3,
+        adam_eps=1e-8,  # Gradients are small: the recipe's 1e-5 slows learning down
         lora_rank=16,
         lora_alpha=32,
     ),
