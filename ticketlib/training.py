@@ -120,6 +120,7 @@ def make_recipe(
         recipe.peft.alpha = 2 * recipe.peft.dim if lora_rank else profile.lora_alpha
 
     recipe.trainer.max_steps = steps
+    recipe.trainer.num_sanity_val_steps = 0
     recipe.trainer.val_check_interval = max(1, steps // 3)
     recipe.trainer.callbacks.append(nemo_run.Config(Progress))
     recipe.trainer.strategy.expert_model_parallel_size = profile.expert_parallel
