@@ -7,6 +7,7 @@ here subclass them and put that right; `tests/test_gptoss.py` shows that logits 
 """
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch.trainer.connectors import accelerator_connector
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_geglu import quick_gelu
@@ -179,12 +181,15 @@ def start_afresh() -> None:
 
     Lightning refuses NeMo's strategy in an interactive session, because with several devices it
     starts the script once more for each; with one device it starts nothing. Process groups of an
-    earlier call go: those of a merge are for the CPU, those of training for the GPU.
+    earlier call go: those of a merge are for the CPU, those of training for the GPU. Each call gets
+    a port of its own, so that runs side by side don't meet, also those that inherit this process'
+    environment.
     """
     accelerator_connector._IS_INTERACTIVE = False
     if torch.distributed.is_initialized():
         parallel_state.destroy_model_parallel()
         torch.distributed.destroy_process_group()
+    os.environ["MASTER_PORT"] = str(find_free_network_port())
 
 
 def build_model(folder: Path, dtype: torch.dtype) -> GptOssModel:
