@@ -1,7 +1,7 @@
 """What runs where: a profile names the base model and the settings that fit it and its hardware."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ticketlib.paths import project_root
@@ -37,61 +37,50 @@ class Profile:
     expert_parallel: int = 1
 
 
-PROFILES = {
-    "tiny": Profile(
-        name="tiny",
-        base="data/tiny-gpt-oss",
-        hardware="any computer with 4 GB of memory, no GPU",
-        dtype="float32",
-        parity_dtype="float64",
-        parity_tolerance=1e-5,
-        seq_length=512,
-        micro_batch_size=16,
-        global_batch_size=16,
-        max_steps=150,
-        warmup_steps=10,
-        learning_rate=3e-3,
-        adam_eps=1e-8,  # Gradients are small: the recipe's 1e-5 slows learning down
-        lora_rank=16,
-        lora_alpha=32,
-    ),
-    "gpt-oss-20b": Profile(
-        name="gpt-oss-20b",
-        base="openai/gpt-oss-20b",
-        hardware="one GPU with 80 GB, 128 GB of memory, 200 GB of disk",
-        dtype="bfloat16",
-        parity_dtype="bfloat16",
-        parity_tolerance=16.0,
-        seq_length=2048,
-        micro_batch_size=4,
-        global_batch_size=64,
-        max_steps=1000,
-        warmup_steps=50,
-        learning_rate=1e-4,
-        adam_eps=1e-5,
-        lora_rank=8,
-        lora_alpha=16,
-    ),
-    "gpt-oss-120b": Profile(
-        name="gpt-oss-120b",
-        base="openai/gpt-oss-120b",
-        hardware="eight GPUs with 80 GB, 600 GB of memory, 1 TB of disk",
-        dtype="bfloat16",
-        parity_dtype="bfloat16",
-        parity_tolerance=16.0,
-        seq_length=2048,
-        micro_batch_size=2,
-        global_batch_size=64,
-        max_steps=1000,
-        warmup_steps=50,
-        learning_rate=1e-4,
-        adam_eps=1e-5,
-        lora_rank=8,
-        lora_alpha=16,
-        devices=8,
-        expert_parallel=8,
-    ),
-}
+_TINY = Profile(
+    name="tiny",
+    base="data/tiny-gpt-oss",
+    hardware="any computer with 4 GB of memory, no GPU",
+    dtype="float32",
+    parity_dtype="float64",
+    parity_tolerance=1e-5,
+    seq_length=512,
+    micro_batch_size=16,
+    global_batch_size=16,
+    max_steps=150,
+    warmup_steps=10,
+    learning_rate=3e-3,
+    adam_eps=1e-8,  # Gradients are small: the recipe's 1e-5 slows learning down
+    lora_rank=16,
+    lora_alpha=32,
+)
+_20B = Profile(
+    name="gpt-oss-20b",
+    base="openai/gpt-oss-20b",
+    hardware="one GPU with 80 GB, 128 GB of memory, 200 GB of disk",
+    dtype="bfloat16",
+    parity_dtype="bfloat16",
+    parity_tolerance=16.0,
+    seq_length=2048,
+    micro_batch_size=4,
+    global_batch_size=64,
+    max_steps=1000,
+    warmup_steps=50,
+    learning_rate=1e-4,
+    adam_eps=1e-5,
+    lora_rank=8,
+    lora_alpha=16,
+)
+_120B = replace(
+    _20B,
+    name="gpt-oss-120b",
+    base="openai/gpt-oss-120b",
+    hardware="eight GPUs with 80 GB, 600 GB of memory, 1 TB of disk",
+    micro_batch_size=2,
+    devices=8,
+    expert_parallel=8,
+)
+PROFILES = {profile.name: profile for profile in (_TINY, _20B, _120B)}
 
 
 def get_profile(name: str) -> Profile:
