@@ -22,9 +22,9 @@ def run_pipeline(folder: Path, base: Path) -> None:
     import torch
     from megatron.core.inference.common_inference_params import CommonInferenceParams
     from nemo.collections import llm
-    from random_gptoss import QUEUES, TEXTS
+    from random_gptoss import QUEUES, TEXTS, import_base
 
-    from ticketlib import export, gptoss, parity, training
+    from ticketlib import export, parity, training
     from ticketlib.jsonl import write_jsonl
     from ticketlib.paths import Run
     from ticketlib.profiles import get_profile
@@ -37,12 +37,7 @@ def run_pipeline(folder: Path, base: Path) -> None:
     for path in (run.training_jsonl, run.validation_jsonl, run.test_jsonl):
         write_jsonl(path, records)
     imported = run.models / "base"
-    llm.import_ckpt(
-        model=gptoss.build_model(base, torch.float32),
-        source=f"hf://{base}",
-        output_path=imported,
-        dtype=torch.float32,
-    )
+    import_base(base, imported)
     result = parity.check_parity(base, imported, TEXTS, dtype="float32", tolerance=1e-5)
     parity.save_parity(imported, result)
     profile = replace(get_profile("tiny"), max_steps=2, micro_batch_size=4, global_batch_size=8)

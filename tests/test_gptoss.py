@@ -11,11 +11,11 @@ import shutil
 import pytest
 import torch
 from nemo.collections import llm
-from random_gptoss import TEXTS, WINDOW, make_model, save
+from random_gptoss import TEXTS, WINDOW, import_base, make_model, save
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GptOssForCausalLM
 
-from ticketlib import cpu, gptoss, parity
+from ticketlib import gptoss, parity
 from ticketlib.paths import project_root
 
 TOLERANCE = 1e-5
@@ -29,17 +29,6 @@ def hf_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def imported(hf_folder, tmp_path_factory):
     return import_base(hf_folder, tmp_path_factory.mktemp("nemo") / "imported")
-
-
-def import_base(hf_folder, output):
-    cpu.patch_for_cpu()
-    llm.import_ckpt(
-        model=gptoss.build_model(hf_folder, torch.float32),
-        source=f"hf://{hf_folder}",
-        output_path=output,
-        dtype=torch.float32,
-    )
-    return output
 
 
 @pytest.fixture(scope="module")

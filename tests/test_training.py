@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 from nemo.collections import llm
-from random_gptoss import QUEUES, TEXTS, save
+from random_gptoss import QUEUES, TEXTS, import_base, save
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ticketlib import cpu, export, gptoss, parity, training
+from ticketlib import export, gptoss, parity, training
 from ticketlib.jsonl import write_jsonl
 from ticketlib.paths import Run
 from ticketlib.profiles import get_profile
@@ -28,15 +28,8 @@ EXPERTS = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
 
 @pytest.fixture(scope="module")
 def experiments(tmp_path_factory):
-    cpu.patch_for_cpu()
     folder = tmp_path_factory.mktemp("experiments")
-    base = save(folder / "base")
-    llm.import_ckpt(
-        model=gptoss.build_model(base, torch.float32),
-        source=f"hf://{base}",
-        output_path=folder / "models" / "base",
-        dtype=torch.float32,
-    )
+    import_base(save(folder / "base"), folder / "models" / "base")
     parity.save_parity(folder / "models" / "base", {"max_difference": 0.0})
     return folder
 

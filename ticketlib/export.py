@@ -18,7 +18,6 @@ from nemo.collections.llm.peft import api
 from nemo.collections.llm.peft.lora import LoRALinear, LoRAMerge
 from nemo.lightning import io
 
-from ticketlib.cpu import patch_for_cpu
 from ticketlib.gptoss import start_afresh
 from ticketlib.paths import Run, replace_atomically, require
 
@@ -81,7 +80,6 @@ def merge_adapter(run: Run, checkpoint: Path) -> Path:
         `run.merged`; the checkpoint itself where all parameters were trained and none is to be
         merged.
     """
-    patch_for_cpu()
     start_afresh()
     if io.load_context(Path(checkpoint) / "context", subpath="model").model_transform is None:
         return Path(checkpoint)
@@ -104,7 +102,6 @@ def export_checkpoint(run: Run, merged: Path, *, max_shard_size: str = "5GB") ->
     Raises:
         FileNotFoundError: There is no merged checkpoint.
     """
-    patch_for_cpu()
     start_afresh()
     require(merged, made_by="03_train_lora.ipynb", run_name=run.run_name)
     with replace_atomically(run.exported) as partial_folder:

@@ -32,6 +32,8 @@ from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig, GptOssForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from ticketlib.cpu import patch_for_cpu
+
 SERVING_FILES = ("generation_config.json", "chat_template.jinja", "tokenizer*", "special_tokens*")
 
 
@@ -44,9 +46,8 @@ def answers_forward_step(model, batch: dict) -> torch.Tensor:
     Returns:
         Losses [batch, tokens], 0 where `loss_mask` is 0.
     """
-    wanted = (
-        batch["loss_mask"].t().bool()
-    )  # [tokens, batch], as Megatron-Core lays out hidden states
+    # [tokens, batch], as Megatron-Core lays out hidden states
+    wanted = batch["loss_mask"].t().bool()
 
     def select(head, args, kwargs):
         hidden, *rest = args
@@ -183,8 +184,9 @@ def start_afresh() -> None:
     starts the script once more for each; with one device it starts nothing. Process groups of an
     earlier call go: those of a merge are for the CPU, those of training for the GPU. Each call gets
     a port of its own, so that runs side by side don't meet, also those that inherit this process'
-    environment.
+    environment. Without CUDA, what needs it is patched first.
     """
+    patch_for_cpu()
     accelerator_connector._IS_INTERACTIVE = False
     if torch.distributed.is_initialized():
         parallel_state.destroy_model_parallel()

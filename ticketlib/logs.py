@@ -50,9 +50,13 @@ def quiet(log_file: Path) -> Iterator[None]:
         before, _chatter.file = _chatter.file, file
         moved = [(handler, handler.setStream(_chatter)) for handler in _stream_handlers()]
         try:
-            with redirect_stdout(_chatter), redirect_stderr(_chatter), _standard_error_to(file):
-                with _without_display():
-                    yield
+            with (
+                redirect_stdout(_chatter),
+                redirect_stderr(_chatter),
+                _standard_error_to(file),
+                _without_display(),
+            ):
+                yield
         finally:
             _console.pop()
             _chatter.file = before

@@ -14,7 +14,6 @@ from nemo import lightning as nl
 from transformers import AutoTokenizer, GptOssForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 
-from ticketlib.cpu import patch_for_cpu
 from ticketlib.gptoss import start_afresh
 
 PARITY_FILE = "parity.json"
@@ -51,7 +50,6 @@ def load_model(checkpoint: Path, dtype: torch.dtype, **settings) -> torch.nn.Mod
 
     if dtype == torch.float64:
         settings = {"moe_router_dtype": "fp64", "attention_softmax_in_fp32": False} | settings
-    patch_for_cpu()
     wrapper, _ = inference.setup_model_and_tokenizer(
         path=Path(checkpoint),
         trainer=make_trainer(dtype),

@@ -31,7 +31,6 @@ class Profile:
     learning_rate: float
     adam_eps: float
     lora_rank: int
-    lora_alpha: int
     lora_targets: tuple[str, ...] = ("linear_qkv", "linear_proj")
     devices: int = 1
     expert_parallel: int = 1
@@ -52,7 +51,6 @@ _TINY = Profile(
     learning_rate=3e-3,
     adam_eps=1e-8,  # Gradients are small: the recipe's 1e-5 slows learning down
     lora_rank=16,
-    lora_alpha=32,
 )
 _20B = Profile(
     name="gpt-oss-20b",
@@ -69,7 +67,6 @@ _20B = Profile(
     learning_rate=1e-4,
     adam_eps=1e-5,
     lora_rank=8,
-    lora_alpha=16,
 )
 _120B = replace(
     _20B,

@@ -16,7 +16,6 @@ from nemo.collections import llm
 from tqdm import tqdm
 
 from ticketlib import gptoss, parity
-from ticketlib.cpu import patch_for_cpu
 from ticketlib.logs import console
 from ticketlib.paths import Run, remove, require
 from ticketlib.profiles import Profile
@@ -79,10 +78,8 @@ def make_recipe(
         raise ValueError(f"LoRA targets {unknown} match no module. Accepted: {list(LORA_TARGETS)}.")
     if peft_scheme not in ("lora", "none"):
         raise ValueError(f'peft_scheme is "{peft_scheme}"; "lora" and "none" are accepted.')
-    micro, batch = (
-        micro_batch_size or profile.micro_batch_size,
-        (global_batch_size or profile.global_batch_size),
-    )
+    micro = micro_batch_size or profile.micro_batch_size
+    batch = global_batch_size or profile.global_batch_size
     if batch % micro:
         raise ValueError(
             f"global_batch_size ({batch}) must be a multiple of micro_batch_size ({micro})."
@@ -117,7 +114,7 @@ def make_recipe(
     if peft_scheme == "lora":
         recipe.peft.target_modules = targets
         recipe.peft.dim = lora_rank or profile.lora_rank
-        recipe.peft.alpha = 2 * recipe.peft.dim if lora_rank else profile.lora_alpha
+        recipe.peft.alpha = 2 * recipe.peft.dim
 
     recipe.trainer.max_steps = steps
     recipe.trainer.num_sanity_val_steps = 0
@@ -186,7 +183,6 @@ def run_recipe(run: Run, recipe: nemo_run.Partial, *, seed: int = 0) -> Path:
     Returns:
         The folder of the last checkpoint.
     """
-    patch_for_cpu()
     for made_from_it in (run.training, run.history, run.merged, run.exported):
         remove(made_from_it)
     run.training.mkdir(parents=True)
