@@ -14,12 +14,12 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
-from ticketlib import splits as module
-from ticketlib.splits import MIN_GROUPS, SPLITS, group_paraphrases, split_tickets
+from ticketlib.report import MIN_ROWS
+from ticketlib.splits import SPLITS, describe_groups, group_paraphrases, split_tickets
 from ticketlib.tickets import load_tickets
 
 WORDS = st.sampled_from("printer login invoice server refund the a not works Drucker".split())
-TEXTS = st.lists(WORDS, max_size=8).map(" ".join)
+TEXTS = st.lists(WORDS, min_size=1, max_size=8).map(" ".join)
 
 
 def frame(texts):
@@ -58,17 +58,7 @@ def test_groups_are_the_components_of_near_texts(texts, threshold, data):
     assert same_partition(shuffled.sort_index(), groups)
 
 
-def test_small_blocks_give_the_same_groups(monkeypatch):
-    random = np.random.default_rng(0)
-    words = np.array([f"word{i}" for i in range(60)])
-    tickets = frame(" ".join(np.sort(random.choice(words, 9))) for _ in range(200))
-    whole = group_paraphrases(tickets, threshold=0.35)
-    assert whole.value_counts().max() > 1 and whole.nunique() > 50
-    monkeypatch.setattr(module, "_BLOCK_CELLS", 600)
-    assert group_paraphrases(tickets, threshold=0.35).equals(whole)
-
-
-@pytest.mark.parametrize("texts", [["?", "?", "!"], ["", "", "-"], ["絵文字", "絵文字", "手紙"]])
+@pytest.mark.parametrize("texts", [["?", "?", "!"], ["…", "…", "-"], ["絵文字", "絵文字", "手紙"]])
 def test_texts_without_words_are_grouped_when_equal(texts):
     assert list(group_paraphrases(frame(texts))) == [0, 0, 1]
 
@@ -89,6 +79,25 @@ def test_chains_are_cut_and_large_families_are_not():
     assert list(group_paraphrases(tickets, threshold=0.2, max_group=80).value_counts()) == [80, 70]
     sizes = group_paraphrases(tickets, threshold=0.2, max_group=60).value_counts()
     assert sizes.iloc[0] == 70 and sizes.iloc[1] <= 60
+
+
+def test_a_family_of_any_size_is_one_group():
+    # Its words are in more tickets than are compared word by word, and it has more members than
+    # neighbors are kept for each: a monitor that writes all night.
+    random = np.random.default_rng(0)
+    alarms = [f"disk usage on the host is above the limit, event number{i}" for i in range(300)]
+    others = [" ".join(f"w{word}" for word in random.integers(0, 50_000, 8)) for _ in range(4700)]
+    sizes = group_paraphrases(frame(alarms + others), max_group=20).value_counts()
+    assert sizes.iloc[0] == 300 and sizes.iloc[1] <= 3
+
+
+def test_groups_are_described_by_size_and_agreement():
+    tickets = frame("abcdefg").assign(queue=["A", "A", "B", "C", "C", "D", "A"])
+    groups = pd.Series([0, 0, 0, 1, 1, 2, 3])
+    table = describe_groups(tickets, groups)
+    assert table.index.tolist() == [1, 2, 3] and table.index.name == "size"
+    assert table["groups"].tolist() == [2, 1, 1] and table["tickets"].tolist() == [2, 2, 3]
+    assert table["label_agreement"].tolist() == [1, 1, pytest.approx(2 / 3)]
 
 
 @st.composite
@@ -134,14 +143,14 @@ def test_splits(data, ratios, seed, random):
     for name, share in zip(SPLITS, ratios, strict=True):
         for q in counts.index:
             found = (by_group[queue == q] == name).sum()
-            if counts[q] < MIN_GROUPS:
+            if counts[q] < MIN_ROWS:
                 assert found == (counts[q] if name == "training" else 0)
             elif share > 0:
                 assert found > 0
             else:
                 assert found == 0
             # At most two groups of three tickets off the share, and one moved to an empty split.
-            if counts[q] >= MIN_GROUPS:
+            if counts[q] >= MIN_ROWS:
                 rows = groups.map(queue) == q
                 assert abs((split[rows] == name).sum() - share * rows.sum()) <= 9
 
@@ -183,8 +192,8 @@ def test_cases(shared):
 @pytest.mark.parametrize(
     ("name", "in_pairs"),
     [
-        ("aa_dataset-tickets-multi-lang-5-2-50-version.head.csv", {"en": 0.32, "de": 0.15}),
-        ("dataset-tickets-multi-lang3-4k.head.csv", {"en": 0.01, "de": 0.11, "es": 0.05}),
+        ("aa_dataset-tickets-multi-lang-5-2-50-version.head.csv", {"en": 0.34, "de": 0.16}),
+        ("dataset-tickets-multi-lang3-4k.head.csv", {"en": 0.04, "de": 0.11, "es": 0.07}),
     ],
 )
 def test_real_files_have_small_groups_and_balanced_splits(shared, name, in_pairs):
