@@ -1,4 +1,4 @@
-"""Figures show the numbers they are given, are labeled, and leave the caller's settings alone."""
+"""Figures of results show the numbers they are given and leave the caller's settings alone."""
 
 import matplotlib
 
@@ -43,13 +43,28 @@ SUMMARIES = {
     for name, a in {"Majority": 0.3, "TF-IDF + logistic regression": 0.7, "Tuned": 0.8}.items()
 }
 PREDICTED = np.where(RNG.random(200) < 0.7, TICKETS["queue"], RNG.choice(QUEUES, 200))
+RELIABILITY = {
+    name: pd.DataFrame({"confidence": [0.4, 0.7, 0.9], "accuracy": [0.3 + shift, 0.6, 1.0]}).assign(
+        accuracy_low=lambda t: t["accuracy"] - 0.1, accuracy_high=lambda t: t["accuracy"]
+    )
+    for name, shift in {"as trained": 0, "temperature 1.2": 0.1}.items()
+}
+CURVES = {
+    name: pd.DataFrame(
+        {"share": [0.1, 0.5, 1], "accuracy": [best, 0.9, 0.7], "threshold": [0.9, 0.5, 0.1]}
+    ).assign(
+        accuracy_low=lambda t: t["accuracy"] - 0.1,
+        accuracy_high=lambda t: (t["accuracy"] + 0.1).clip(upper=1),
+    )
+    for name, best in {"Tuned model": 1.0, "TF-IDF": 0.95}.items()
+}
+ROUTED = {"share": 0.5, "accuracy": 0.9}
 
 FIGURES = {
-    "queue_counts": lambda ax=None: plots.queue_counts(TICKETS, ax=ax),
-    "language_by_queue": lambda ax=None: plots.language_by_queue(TICKETS, ax=ax),
-    "body_lengths": lambda ax=None: plots.body_lengths(TICKETS, ax=ax),
-    "token_lengths": lambda ax=None: plots.token_lengths([90, 100, 520], 512, ax=ax),
-    "group_sizes": lambda ax=None: plots.group_sizes([0, 0, 1, 2, 2, 2, 3], ax=ax),
+    "reliability": lambda ax=None: plots.reliability(RELIABILITY, ax=ax),
+    "handoff_curve": lambda ax=None: plots.handoff_curve(
+        CURVES, target_accuracy=0.9, chosen=ROUTED, ax=ax
+    ),
     "loss_curves": lambda ax=None: plots.loss_curves(HISTORY, ax=ax),
     "confusion_matrix": lambda ax=None: plots.confusion_matrix(
         TICKETS["queue"], PREDICTED, QUEUES, ax=ax
@@ -79,9 +94,7 @@ def test_draws_on_the_axes_given_or_on_new_ones_and_changes_no_settings(draw):
     assert ax.get_xlabel() and not ax.get_title()
 
 
-@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
-def test_nothing_is_cut_off_and_labels_do_not_overlap(draw):
-    ax = draw()
+def assert_nothing_is_cut_or_overlaps(ax):
     ax.figure.canvas.draw()
     drawn, page = ax.get_tightbbox(), ax.figure.bbox
     assert drawn.x0 >= page.x0 and drawn.x1 <= page.x1
@@ -92,54 +105,9 @@ def test_nothing_is_cut_off_and_labels_do_not_overlap(draw):
             assert not first.overlaps(second)
 
 
-def test_queue_counts_are_the_counts_largest_on_top():
-    ax = plots.queue_counts(TICKETS)
-    counts = TICKETS["queue"].value_counts()
-    drawn = {
-        label.get_text(): bar.get_width()
-        for label, bar in zip(ax.get_yticklabels(), ax.patches, strict=True)
-    }
-    assert drawn == counts.to_dict()
-    assert ax.patches[-1].get_width() == counts.max()
-    assert texts(ax)[-1] == f"{counts.max()} ({counts.max() / 200:.0%})"
-
-
-def test_language_by_queue_shows_every_count():
-    ax = plots.language_by_queue(TICKETS)
-    shown = sum(int(text.split(" ")[0]) for text in texts(ax))
-    assert shown == len(TICKETS)
-    assert "(none)" in [label.get_text() for label in ax.get_xticklabels()]
-
-
-def test_histograms_hold_every_ticket():
-    ax = plots.body_lengths(TICKETS)
-    heights = {}
-    for bar in ax.patches:
-        heights[bar.get_x()] = heights.get(bar.get_x(), 0) + bar.get_height()
-    assert sum(heights.values()) == len(TICKETS)
-    many = TICKETS.assign(language=[f"l{row % 7}" for row in range(200)])
-    ax = plots.body_lengths(many)
-    assert sum(bar.get_height() for bar in ax.patches) == 200
-    assert [text.get_text() for text in ax.get_legend().get_texts()][-1] == "other"
-
-
-def test_token_lengths_count_what_is_longer_than_the_limit():
-    ax = plots.token_lengths([10, 512, 513, 900], 512)
-    assert ax.get_legend().get_texts()[0].get_text() == "Limit: 512 tokens (2 of 4 longer)"
-    assert sum(bar.get_height() for bar in ax.patches) == 4
-    with pytest.raises(ValueError, match="counts is empty"):
-        plots.token_lengths([], 512)
-
-
-def test_group_sizes_count_groups():
-    ax = plots.group_sizes([0, 0, 1, 2, 2, 2, 3])
-    assert {bar.get_x() + bar.get_width() / 2: bar.get_height() for bar in ax.patches} == {
-        1: 2,
-        2: 1,
-        3: 1,
-    }
-    with pytest.raises(ValueError, match="groups is empty"):
-        plots.group_sizes([])
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_nothing_is_cut_off_and_labels_do_not_overlap(draw):
+    assert_nothing_is_cut_or_overlaps(draw())
 
 
 def test_loss_curves_join_the_measured_points():
@@ -165,6 +133,26 @@ def test_confusion_matrix_shows_the_table(normalize):
         plots.confusion_matrix(["Refund Desk"], ["IT Support"], QUEUES)
 
 
+def test_text_width_is_what_is_drawn():
+    _, ax = plt.subplots()
+    for text in ("Rückgabe und Umtausch", "US$ and CA$", "mmmm", "iiii"):
+        drawn = ax.text(0, 0, text, size=9, parse_math=False).get_window_extent()
+        width = drawn.width / ax.figure.dpi
+        assert plots.text_width(["i", text], size=9) == pytest.approx(width, rel=0.1, abs=0.03)
+    assert plots.text_width([""]) == plots.text_width([]) == 0
+    assert plots.text_width([" \u200b"]) < 0.1
+
+
+def test_long_queue_names_fit_a_confusion_matrix():
+    queues = [f"Donaudampfschifffahrtsgesellschaftsangelegenheiten {i}" for i in range(6)]
+    queues += ["US$ and CA$ payments", "A name longer than what anybody reads " * 3]
+    ax = plots.confusion_matrix(queues, queues[::-1], queues)
+    assert_nothing_is_cut_or_overlaps(ax)
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == [label.get_text() for label in ax.get_xticklabels()]
+    assert names[:7] == queues[:7] and len(names[7]) == 61 and "…" in names[7]
+
+
 def test_score_comparison_shows_value_and_interval():
     ax = plots.score_comparison(SUMMARIES)
     assert texts(ax) == ["0.300", "0.700", "0.800"]
@@ -174,9 +162,48 @@ def test_score_comparison_shows_value_and_interval():
         plots.score_comparison(SUMMARIES, metric="log_loss")
 
 
+def test_runs_are_compared_by_a_model_and_a_metric():
+    table = pd.DataFrame(
+        {
+            f"{model}.macro_f1{end}": [value + shift, value + shift + 0.1]
+            for model, value in {"tuned": 0.5, "untuned": 0.1}.items()
+            for end, shift in {"": 0, "_low": -0.1, "_high": 0.1}.items()
+        },
+        index=["rank4", "rank8"],
+    )
+    ax = plots.run_comparison(table, metric="macro_f1")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["rank4", "rank8"]
+    assert texts(ax) == ["0.500", "0.600"] and "Macro-F1" in ax.get_xlabel()
+    with pytest.raises(ValueError, match='metric = "accuracy" has no interval'):
+        plots.run_comparison(table)
+
+
+def test_reliability_shows_each_table_beside_the_diagonal():
+    ax = plots.reliability(RELIABILITY)
+    diagonal, *_ = ax.get_lines()
+    assert diagonal.get_xdata().tolist() == diagonal.get_ydata().tolist() == [0, 1]
+    for bars, table in zip(ax.containers, RELIABILITY.values(), strict=True):
+        np.testing.assert_allclose(bars.lines[0].get_xydata(), table[["confidence", "accuracy"]])
+        low = [segment[0, 1] for segment in bars.lines[2][0].get_segments()]
+        np.testing.assert_allclose(low, table["accuracy_low"])
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert legend == ["Calibrated", *RELIABILITY]
+
+
+def test_handoff_curve_shows_curves_target_and_choice():
+    ax = plots.handoff_curve(CURVES, target_accuracy=0.9, chosen=ROUTED)
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    for name, curve in CURVES.items():
+        np.testing.assert_allclose(lines[name].get_xydata(), curve[["share", "accuracy"]])
+    assert lines["Target: 90%"].get_ydata() == [0.9, 0.9]
+    assert lines["Threshold: 50% routed, 90.0% right"].get_xydata().tolist() == [[0.5, 0.9]]
+    nothing = plots.handoff_curve(CURVES, chosen={"share": 0.0, "accuracy": None})
+    assert len(nothing.get_lines()) == 2
+
+
 def test_saved_figures_are_png_and_svg(tmp_path):
-    path = plots.save_figure(plots.queue_counts(TICKETS), tmp_path / "figures", "queue_counts")
-    assert path == tmp_path / "figures" / "queue_counts.png"
+    path = plots.save_figure(plots.loss_curves(HISTORY), tmp_path / "figures", "loss")
+    assert path == tmp_path / "figures" / "loss.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in path.with_suffix(".svg").read_bytes()
     assert len(list(path.parent.iterdir())) == 2

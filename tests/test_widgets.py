@@ -1,5 +1,7 @@
 """Widgets show what the plain functions give, for the choice made, and nothing becomes HTML."""
 
+from types import SimpleNamespace
+
 import ipywidgets
 import pandas as pd
 import pytest
@@ -35,6 +37,15 @@ def test_ticket_is_shown_escaped():
     assert "Too\nhigh" in widgets.show_ticket(TICKETS, 1)
 
 
+def test_split_and_group_are_shown_where_there_are_some():
+    assert "Ticket 5 · Billing · de<" in widgets.show_ticket(TICKETS, 5)
+    more = TICKETS.assign(split="<test>", group=[9, 8, 7, 6])
+    assert "Ticket 5 · Billing · de · split &lt;test&gt; · group 7<" in widgets.show_ticket(more, 5)
+    assert "IT · en · group 8<" in widgets.show_ticket(more.drop(columns="split"), 2)
+    (output,) = find(widgets.ticket_browser(more), ipywidgets.HTML)
+    assert output.value == widgets.show_ticket(more, 1)
+
+
 def test_unknown_ticket_is_an_error():
     with pytest.raises(ValueError, match="ticket_id = 3 occurs 0 times.*1 to 7"):
         widgets.show_ticket(TICKETS, 3)
@@ -63,6 +74,46 @@ def test_browser_shows_the_chosen_ticket():
     assert number.max == 4
 
 
+def test_browser_finds_text_in_subject_and_body():
+    browser = widgets.ticket_browser(TICKETS)
+    queue, language = find(browser, ipywidgets.Dropdown)
+    (text,), (number,) = find(browser, ipywidgets.Text), find(browser, ipywidgets.IntSlider)
+    (found,), (output,) = find(browser, ipywidgets.Label), find(browser, ipywidgets.HTML)
+    assert not text.continuous_update and found.value == "of 4"
+    number.value = 4
+    text.value = "VOIC"
+    assert output.value == widgets.show_ticket(TICKETS, 1)
+    assert (found.value, number.value, number.max) == ("of 1", 1, 1)
+    text.value = " ÜBEL "
+    assert output.value == widgets.show_ticket(TICKETS, 5)
+    text.value = "hi"
+    assert found.value == "of 2", "body of 1 (high) and 5 (Hi)"
+    number.value = 2
+    assert output.value == widgets.show_ticket(TICKETS, 5)
+    language.value = "en"
+    assert (found.value, output.value) == ("of 1", widgets.show_ticket(TICKETS, 1))
+    queue.value = "IT"
+    assert (found.value, output.value) == ("of 0", "<p>No ticket fits.</p>")
+    text.value = "<script>"
+    assert output.value == widgets.show_ticket(TICKETS, 2) and "<script" not in output.value
+    text.value = "  "
+    queue.value = language.value = widgets.ALL
+    assert found.value == "of 4" and number.max == 4
+    # A pattern of no kind, and no match from the end of a subject into the body.
+    for wanted in ("V.N", "VPNdown", "%", "invoice too"):
+        text.value = wanted
+        assert (found.value, output.value) == ("of 0", "<p>No ticket fits.</p>")
+
+
+def test_browser_finds_text_with_letters_that_have_no_one_small_form():
+    tickets = TICKETS.assign(subject=["STRASSE", "Straße", "strasse", "x"])
+    browser = widgets.ticket_browser(tickets)
+    (text,), (found,) = find(browser, ipywidgets.Text), find(browser, ipywidgets.Label)
+    for wanted in ("straße", "STRASSE"):
+        text.value = wanted
+        assert found.value == "of 3"
+
+
 def test_browser_of_no_tickets_says_so():
     (output,) = find(widgets.ticket_browser(TICKETS[:0]), ipywidgets.HTML)
     assert output.value == "<p>No ticket fits.</p>"
@@ -75,26 +126,39 @@ def test_probabilities_are_bars_in_order():
     assert "width: 87.5%" in html and "12.5%</td>" in html
 
 
+def decide(hand_off):
+    table = pd.DataFrame({"queue": ["I & T", "Billing"], "probability": [0.9, 0.1]})
+    return SimpleNamespace(queue="I & T", probability=0.9, hand_off=hand_off, table=table)
+
+
+@pytest.mark.parametrize("hand_off", [True, False])
+def test_a_decision_says_who_decides(hand_off):
+    html = widgets.show_decision(decide(hand_off))
+    assert ("A person should decide" in html) == hand_off and ("Routed to" in html) != hand_off
+    assert "<b>I &amp; T</b> (90.0%)" in html
+    assert html.endswith(widgets.show_probabilities(decide(hand_off).table))
+
+
 def test_router_routes_the_text_typed():
     seen = []
 
-    def route(text):
-        seen.append(text)
-        return pd.DataFrame({"queue": ["IT", "Billing"], "probability": [0.9, 0.1]})
+    def route(body, subject):
+        seen.append((body, subject))
+        return decide(False)
 
     widget = widgets.router(route)
     (text,), (button,) = find(widget, ipywidgets.Textarea), find(widget, ipywidgets.Button)
-    (output,) = find(widget, ipywidgets.HTML)
+    (subject,), (output,) = find(widget, ipywidgets.Text), find(widget, ipywidgets.HTML)
     button.click()
     assert "no text yet" in output.value and not seen
-    text.value = "My <b>printer</b> is on fire"
+    text.value, subject.value = "My <b>printer</b> is on fire\n", " Fire "
     button.click()
-    assert seen == ["My <b>printer</b> is on fire"]
-    assert output.value == widgets.show_probabilities(route(""))
+    assert seen == [("My <b>printer</b> is on fire", "Fire")]
+    assert output.value == widgets.show_decision(decide(False))
 
 
 def test_router_shows_and_logs_what_goes_wrong(caplog):
-    def route(text):
+    def route(body, subject):
         raise ValueError("<too long>")
 
     widget = widgets.router(route)

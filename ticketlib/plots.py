@@ -1,17 +1,21 @@
-"""Figures of tickets, training and results. Each draws one `Axes` and returns it.
+"""Figures of training and results, and what all figures share.
+
+Each figure is drawn on one `Axes`, which is returned.
 
 Colors are Okabe and Ito's (distinct for the color-blind), and what color says, a label, marker or
 brightness says too, so that the figures survive a black-and-white printer.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.metrics import confusion_matrix as count_pairs
 
@@ -20,105 +24,28 @@ from ticketlib.paths import replace_atomically
 BLUE, VERMILLION, SKY, YELLOW, GRAY = "#0072B2", "#D55E00", "#56B4E9", "#F0E442", "#999999"
 
 
-def queue_counts(tickets: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Bars: tickets of every queue, the largest on top.
-
-    Raises:
-        KeyError: If `tickets` has no column `queue`.
-    """
-    counts = tickets["queue"].value_counts().iloc[::-1]
-    ax = ax or _new_axes(height=1 + 0.3 * len(counts))
-    bars = ax.barh(counts.index, counts, color=BLUE)
-    shares = counts / counts.sum()
-    labels = [f"{n:,} ({share:.0%})" for n, share in zip(counts, shares, strict=True)]
-    ax.bar_label(bars, labels, padding=3)
-    ax.margins(x=0.18)
-    ax.set(xlabel="Tickets")
-    return _without_frame(ax)
+def new_axes(*, width: float = 7, height: float = 3.5) -> Axes:
+    """New axes on a figure of a size in inches."""
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
-def language_by_queue(tickets: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Heat map: share of every language among a queue's tickets, with their number.
-
-    Raises:
-        KeyError: If `tickets` has no column `queue` or `language`.
-    """
-    named = tickets["language"].replace("", "(none)")
-    counts = pd.crosstab(tickets["queue"], named)
-    counts = counts.loc[tickets["queue"].value_counts().index, named.value_counts().index]
-    shares = counts.div(counts.sum(axis=1), axis=0).to_numpy()
-    ax = ax or _new_axes(width=3.4 + 0.9 * counts.shape[1], height=1.2 + 0.33 * counts.shape[0])
-    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (row, column), share in np.ndenumerate(shares):
-        text = f"{counts.iloc[row, column]:,} ({share:.0%})"
-        color = "white" if share > 0.65 else "black"
-        ax.text(column, row, text, ha="center", va="center", color=color)
-    ax.set_xticks(range(counts.shape[1]), counts.columns)
-    ax.set_yticks(range(counts.shape[0]), counts.index)
-    ax.set(xlabel="Language: tickets (share of the queue)")
+def without_frame(ax: Axes) -> Axes:
+    """The axes, without the two lines that carry no scale."""
+    ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
-def body_lengths(tickets: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Histogram: characters in a ticket's body, by language, the most frequent at the bottom.
-
-    Raises:
-        KeyError: If `tickets` has no column `body` or `language`.
-    """
-    ax = ax or _new_axes()
-    lengths = tickets["body"].str.len()
-    named = tickets["language"].replace("", "(none)")
-    languages = named.value_counts().index[:4]
-    parts = {language: lengths[named == language] for language in languages}
-    if len(other := lengths[~named.isin(languages)]):
-        parts["other"] = other
-    colors = [BLUE, SKY, VERMILLION, YELLOW, GRAY][: len(parts)]
-    ax.hist(
-        list(parts.values()), bins=30, stacked=True, label=list(parts), color=colors, ec="white"
-    )
-    ax.legend(title="Language", frameon=False)
-    ax.set(xlabel="Length of the body (characters)", ylabel="Tickets")
-    return _without_frame(ax)
+def text_width(texts: Iterable[str], *, size: float = 10) -> float:
+    """Inches that the longest of some texts takes; `size` in points."""
+    font = FontProperties(size=size)
+    sizes = [text_to_path.get_text_width_height_descent(text, font, False) for text in texts]
+    return max((width / 72 for width, _, _ in sizes), default=0)
 
 
-def token_lengths(counts: Sequence[int], seq_length: int, *, ax: Axes | None = None) -> Axes:
-    """Histogram: tokens of a ticket's prompt, with the limit and how many are longer.
-
-    Args:
-        counts: Tokens of every prompt (`prompts.count_tokens`).
-        seq_length: Limit in tokens.
-        ax: Axes to draw on, else new ones.
-
-    Raises:
-        ValueError: If there are no counts.
-    """
-    counts = np.asarray(counts)
-    if not counts.size:
-        raise ValueError("counts is empty. Give the number of tokens of every prompt.")
-    ax = ax or _new_axes()
-    n_longer = int((counts > seq_length).sum())
-    label = f"Limit: {seq_length:,} tokens ({n_longer:,} of {len(counts):,} longer)"
-    ax.hist(counts, bins=30, color=BLUE, ec="white")
-    ax.axvline(seq_length, color=VERMILLION, ls="--", lw=2, label=label)
-    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
-    ax.set(xlabel="Length of the prompt (tokens)", ylabel="Tickets")
-    return _without_frame(ax)
-
-
-def group_sizes(groups: Sequence[int], *, ax: Axes | None = None) -> Axes:
-    """Bars: how many paraphrase groups have one, two, three … tickets.
-
-    Raises:
-        ValueError: If there are no groups.
-    """
-    sizes = pd.Series(groups).value_counts().value_counts().sort_index()
-    if sizes.empty:
-        raise ValueError("groups is empty. Give the group of every ticket.")
-    ax = ax or _new_axes()
-    ax.bar_label(ax.bar(sizes.index, sizes, color=BLUE), fmt="{:,.0f}")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(xlabel="Size of the paraphrase group (tickets)", ylabel="Groups")
-    return _without_frame(ax)
+def shorten(names: Iterable[str], *, most: int = 60) -> list[str]:
+    """The names, those of more than `most` characters without their middle."""
+    half = most // 2
+    return [f"{name[:half]}…{name[-half:]}" if len(name) > most else name for name in names]
 
 
 def loss_curves(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -131,7 +58,7 @@ def loss_curves(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Raises:
         KeyError: If a column is missing.
     """
-    ax = ax or _new_axes()
+    ax = ax or new_axes()
     training = history[["step", "train_loss"]].dropna()
     validation = history[["step", "val_loss"]].dropna()
     ax.plot(training["step"], training["train_loss"], color=SKY, label="Training")
@@ -139,7 +66,7 @@ def loss_curves(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.legend(frameon=False)
     ax.set(xlabel="Optimizer step", ylabel="Loss (nats a token)")
     ax.set_ylim(bottom=0)
-    return _without_frame(ax)
+    return without_frame(ax)
 
 
 def confusion_matrix(
@@ -167,21 +94,24 @@ def confusion_matrix(
             f"{', '.join(map(repr, sorted(unknown)))} not among the {len(queues)} queues to show. "
             "Give all queues that occur."
         )
-    size = 0.55 * len(queues)
-    ax = ax or _new_axes(width=2.5 + size, height=2 + size)
+    names = shorten(queues)
+    size, longest = 0.55 * len(queues), text_width(names)
+    ax = ax or new_axes(width=1 + size + longest, height=0.8 + size + 0.65 * longest)
     counts = count_pairs(truth, predicted, labels=queues, normalize="true" if normalize else None)
-    display = ConfusionMatrixDisplay(counts, display_labels=queues)
+    display = ConfusionMatrixDisplay(counts)
     display.plot(
         ax=ax,
         cmap="Blues",
         colorbar=False,
         values_format=".0%" if normalize else ",d",
-        im_kw={"vmin": 0, "vmax": 1 if normalize else None},
+        im_kw={"vmin": 0, "vmax": 1 if normalize else None, "aspect": "auto"},
     )
     for cell, value in zip(display.text_.flat, counts.flat, strict=True):
         if value == 0:
             cell.set_text("")
-    plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+    ticks = {"ticks": range(len(queues)), "labels": names, "parse_math": False}
+    ax.set_xticks(**ticks, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_yticks(**ticks)
     borders = np.arange(len(queues) + 1) - 0.5
     ax.set_xticks(borders, minor=True)
     ax.set_yticks(borders, minor=True)
@@ -215,7 +145,7 @@ def score_comparison(
                 f'metric = "{metric}" has no interval in the summary of {name!r}. '
                 f"Use one of {', '.join(known)}."
             )
-    ax = ax or _new_axes(height=1 + 0.45 * len(summaries))
+    ax = ax or new_axes(height=1 + 0.45 * len(summaries))
     for row, summary in enumerate(summaries.values()):
         value, low, high = (summary[f"{metric}{end}"] for end in ("", "_low", "_high"))
         ax.plot([low, high], [row, row], color=BLUE, lw=2, marker="|", ms=10)
@@ -230,7 +160,99 @@ def score_comparison(
     ax.set(xlabel=f"{label.get(metric, 'Accuracy')} with 95 % interval", xlim=(0, 1))
     ax.set_ylim(len(summaries) - 0.5, -0.7)
     ax.grid(axis="x", alpha=0.3)
-    return _without_frame(ax)
+    return without_frame(ax)
+
+
+def run_comparison(
+    table: pd.DataFrame, *, model: str = "tuned", metric: str = "accuracy", ax: Axes | None = None
+) -> Axes:
+    """Points with 95 % confidence intervals: one figure of several runs, the first on top.
+
+    Args:
+        table: Of `runs.compare_runs`.
+        model: As the keys of `metrics.json` begin.
+        metric: As for `score_comparison`.
+        ax: Axes to draw on, else new ones.
+
+    Raises:
+        ValueError: If the runs have no such figure with an interval.
+    """
+    own = table.filter(regex=rf"^{re.escape(model)}\.").rename(columns=lambda c: c.split(".")[-1])
+    return score_comparison(own.to_dict("index"), metric=metric, ax=ax)
+
+
+def reliability(tables: Mapping[str, pd.DataFrame], *, ax: Axes | None = None) -> Axes:
+    """Points with 95 % intervals: how often predictions are right, by how sure they are.
+
+    Args:
+        tables: Name of each set of probabilities and its `calibration.reliability_table`, at most
+            four.
+        ax: Axes to draw on, else new ones.
+
+    Raises:
+        KeyError: If a column is missing.
+    """
+    ax = ax or new_axes(width=5, height=5)
+    ax.plot([0, 1], [0, 1], color=GRAY, ls=":", label="Calibrated")
+    for (name, table), color, marker in zip(
+        tables.items(), (BLUE, VERMILLION, SKY, YELLOW), "osD^", strict=False
+    ):
+        distance = [table["accuracy"] - table["accuracy_low"]]
+        distance.append(table["accuracy_high"] - table["accuracy"])
+        ax.errorbar(
+            table["confidence"],
+            table["accuracy"],
+            yerr=np.clip(distance, 0, None),
+            color=color,
+            marker=marker,
+            label=name,
+            elinewidth=1,
+            capsize=2,
+        )
+    ax.legend(frameon=False, loc="upper left")
+    ax.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
+    ax.set(xlabel="Probability of the predicted queue", ylabel="Share that is right")
+    return without_frame(ax)
+
+
+def handoff_curve(
+    curves: Mapping[str, pd.DataFrame],
+    *,
+    target_accuracy: float = 0.0,
+    chosen: Mapping[str, float | None] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Lines: accuracy among the tickets routed automatically, by the share that is routed.
+
+    Args:
+        curves: Name of each model and its `handoff.handoff_curve`, at most four. The first has a
+            band, its 95 % interval.
+        target_accuracy: Wanted accuracy, drawn as a line; 0 for none.
+        chosen: What the chosen threshold does (`handoff.summarize_handoff`), drawn as a point.
+        ax: Axes to draw on, else new ones.
+
+    Raises:
+        KeyError: If a column is missing.
+    """
+    ax = ax or new_axes(height=4)
+    styles = zip((BLUE, VERMILLION, SKY, YELLOW), ("-", "--", "-.", ":"), strict=True)
+    for number, ((name, curve), (color, line)) in enumerate(
+        zip(curves.items(), styles, strict=False)
+    ):
+        ax.plot(curve["share"], curve["accuracy"], color=color, ls=line, lw=2, label=name)
+        if number == 0:
+            ends = curve["accuracy_low"], curve["accuracy_high"]
+            ax.fill_between(curve["share"], *ends, color=color, alpha=0.15, lw=0)
+    if target_accuracy:
+        ax.axhline(target_accuracy, color=GRAY, ls=":", label=f"Target: {target_accuracy:.0%}")
+    if chosen and chosen["accuracy"] is not None:
+        label = f"Threshold: {chosen['share']:.0%} routed, {chosen['accuracy']:.1%} right"
+        ax.plot(chosen["share"], chosen["accuracy"], "o", color="black", ms=9, label=label)
+    ax.legend(frameon=False, loc="lower left")
+    ax.set(
+        xlim=(0, 1), xlabel="Share of tickets routed automatically", ylabel="Share of them right"
+    )
+    return without_frame(ax)
 
 
 def save_figure(ax: Axes, folder: str | Path, name: str) -> Path:
@@ -243,14 +265,3 @@ def save_figure(ax: Axes, folder: str | Path, name: str) -> Path:
         with replace_atomically(Path(folder) / f"{name}.{suffix}") as temporary:
             ax.figure.savefig(temporary, dpi=150, bbox_inches="tight")
     return Path(folder) / f"{name}.png"
-
-
-def _new_axes(*, width: float = 7, height: float = 3.5) -> Axes:
-    """New axes of a size in inches."""
-    return plt.subplots(figsize=(width, height), layout="constrained")[1]
-
-
-def _without_frame(ax: Axes) -> Axes:
-    """Remove the two lines that carry no scale."""
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax

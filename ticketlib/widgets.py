@@ -4,9 +4,11 @@ Text from tickets is escaped: nothing that a customer wrote becomes HTML.
 """
 
 from collections.abc import Callable
+from functools import cache
 from html import escape
 
 import ipywidgets
+import numpy as np
 import pandas as pd
 
 ALL = "(all)"
@@ -14,6 +16,11 @@ ALL = "(all)"
 
 def show_ticket(tickets: pd.DataFrame, ticket_id: int) -> str:
     """One ticket as HTML, safe to display (`IPython.display.HTML`).
+
+    Args:
+        tickets: Frame with `ticket_id`, `subject`, `body`, `queue` and `language`; with a `split`
+            or `group`, they are shown, too.
+        ticket_id: The ticket to show.
 
     Raises:
         ValueError: If there is no such ticket, or more than one.
@@ -26,55 +33,69 @@ def show_ticket(tickets: pd.DataFrame, ticket_id: int) -> str:
             f"ticket_id = {ticket_id} occurs {len(found)} times, not once. Known: {known}."
         )
     ticket = found.iloc[0]
-    head = " · ".join([f"Ticket {ticket_id}", ticket["queue"], ticket["language"] or "no language"])
+    head = [f"Ticket {ticket_id}", ticket["queue"], ticket["language"] or "no language"]
+    head += [f"{name} {ticket[name]}" for name in ("split", "group") if name in ticket]
+    subject = ticket["subject"] or "(no subject)"
     return (
-        f"<p><small>{escape(head)}</small><br><b>{escape(ticket['subject'] or '(no subject)')}</b>"
+        f"<p><small>{escape(' · '.join(head))}</small><br><b>{escape(subject)}</b>"
         f'</p><p style="white-space: pre-wrap; max-width: 50em">{escape(ticket["body"])}</p>'
     )
 
 
 def ticket_browser(tickets: pd.DataFrame) -> ipywidgets.Widget:
-    """Browse tickets by queue and language; shows what `show_ticket` gives.
+    """Browse tickets by queue, language and text; shows what `show_ticket` gives.
+
+    Args:
+        tickets: What `show_ticket` takes.
 
     Raises:
         KeyError: If a column of `ticketlib.tickets.load_tickets` is missing.
     """
+    ids = tickets["ticket_id"].to_numpy()
     queue, language = (
         ipywidgets.Dropdown(options=[ALL, *sorted(tickets[column].unique())], description=name)
         for column, name in (("queue", "Queue"), ("language", "Language"))
     )
+    text = ipywidgets.Text(
+        description="Text", placeholder="in subject or body, then Enter", continuous_update=False
+    )
     number = ipywidgets.IntSlider(min=1, max=1, description="Ticket")
     found = ipywidgets.Label()
     output = ipywidgets.HTML()
+    selected = ids
 
-    def select() -> pd.DataFrame:
-        """The tickets of the chosen queue and language."""
-        rows = pd.Series(True, index=tickets.index)
-        for column, widget in (("queue", queue), ("language", language)):
-            if widget.index:  # 0 is ALL
-                rows &= tickets[column] == widget.value
-        return tickets[rows]
+    @cache  # Made when first asked for, not when the widget is.
+    def folded() -> list[str]:
+        """Subject and body of each ticket, without case."""
+        pairs = zip(tickets["subject"], tickets["body"], strict=True)
+        return [f"{subject}\n{body}".casefold() for subject, body in pairs]
 
     def show(_: object = None) -> None:
         """Show the ticket that the slider points to."""
-        selected = select()
         output.value = "<p>No ticket fits.</p>"
         if len(selected):
-            output.value = show_ticket(tickets, selected["ticket_id"].iloc[number.value - 1])
+            output.value = show_ticket(tickets, selected[number.value - 1])
 
-    def restart(_: object = None) -> None:
-        """Go to the first ticket of a new choice."""
-        n_selected = len(select())
-        found.value = f"of {n_selected:,}"
-        number.value, number.max = 1, max(n_selected, 1)
+    def select(_: object = None) -> None:
+        """Show the first of the tickets that fit all choices."""
+        nonlocal selected
+        fits = np.ones(len(tickets), dtype=bool)
+        for column, widget in (("queue", queue), ("language", language)):
+            if widget.index:  # 0 is ALL
+                fits &= (tickets[column] == widget.value).to_numpy()
+        if wanted := text.value.strip().casefold():
+            fits &= np.fromiter((wanted in other for other in folded()), bool, len(tickets))
+        selected = ids[fits]
+        found.value = f"of {len(selected):,}"
+        number.value, number.max = 1, max(len(selected), 1)
         show()
 
-    queue.observe(restart, "value")
-    language.observe(restart, "value")
+    for widget in (queue, language, text):
+        widget.observe(select, "value")
     number.observe(show, "value")
-    restart()
+    select()
     return ipywidgets.VBox(
-        [ipywidgets.HBox([queue, language]), ipywidgets.HBox([number, found]), output]
+        [ipywidgets.HBox([queue, language, text]), ipywidgets.HBox([number, found]), output]
     )
 
 
@@ -98,13 +119,28 @@ def show_probabilities(table: pd.DataFrame) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def router(route: Callable[[str], pd.DataFrame]) -> ipywidgets.Widget:
-    """Type or paste a ticket and see where it would go, as `show_probabilities` draws it.
+def show_decision(decision) -> str:
+    """Where a ticket goes, and the probabilities that say so, as HTML.
 
     Args:
-        route: Any function from a ticket's text to a table with `queue` and `probability`. What it
-            raises is shown in the widget; the traceback goes to Jupyter's log.
+        decision: What the function of `routing.load_router` gives.
     """
+    goes = "A person should decide; most probable is" if decision.hand_off else "Routed to"
+    return (
+        f"<p>{goes} <b>{escape(decision.queue)}</b> ({decision.probability:.1%}).</p>"
+        + show_probabilities(decision.table)
+    )
+
+
+def router(route: Callable) -> ipywidgets.Widget:
+    """Type or paste a ticket and see where it would go, as `show_decision` writes it.
+
+    Args:
+        route: The function of `routing.load_router`, or any other of a body and a subject that
+            gives the like. What it raises is shown; the traceback goes to Jupyter's log.
+    """
+    wide = ipywidgets.Layout(width="100%")
+    subject = ipywidgets.Text(placeholder="Subject, if there is one", layout=wide)
     text = ipywidgets.Textarea(
         placeholder="Type or paste a ticket",
         layout=ipywidgets.Layout(width="100%", height="8em"),
@@ -119,10 +155,10 @@ def router(route: Callable[[str], pd.DataFrame]) -> ipywidgets.Widget:
             return
         output.value = "<p>Routing …</p>"
         try:
-            output.value = show_probabilities(route(text.value))
+            output.value = show_decision(route(text.value.strip(), subject.value.strip()))
         except Exception as error:  # Jupyter shows no error of a callback, it only logs it
             output.value = f"<p>{escape(f'{type(error).__name__}: {error}')}</p>"
             raise
 
     button.on_click(show)
-    return ipywidgets.VBox([text, button, output])
+    return ipywidgets.VBox([subject, text, button, output])
