@@ -20,3 +20,22 @@ def shared() -> Path:
     if not (folder / "cases").is_dir():
         pytest.skip(f"{folder}/cases not found; set TICKETLIB_SHARED to the folder that holds it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    from gptoss_tokenizers import make_byte_tokenizer
+
+    return make_byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def gptoss_tokenizer(shared):
+    from gptoss_tokenizers import read_gptoss_tokenizer
+
+    return read_gptoss_tokenizer(shared / "gpt-oss-tokenizer")
+
+
+@pytest.fixture(scope="session", params=["byte_tokenizer", "gptoss_tokenizer"])
+def tokenizer(request):
+    return request.getfixturevalue(request.param)

@@ -43,6 +43,7 @@ def test_text_stays_readable(tmp_path):
         (b'{"input": "a", "output": "b"} {"input": "c", "output": "d"}', "is not JSON"),
         (b'{"input": "a", "output": "b"}\r', "CR LF"),
         (b'["a", "b"]', "is list"),
+        (b"[" * 100_000, "nested too deeply"),
         (b'{"input": "a"}', "has no 'output'"),
         (b'{"prompt": "a", "output": "b"}', "has no 'input'"),
         (b'{"input": "a", "output": 7}', r"'output' is 7 \(int\)"),
@@ -52,6 +53,10 @@ def test_text_stays_readable(tmp_path):
         (b'{"input": "a\\ud800", "output": "b"}', "surrogate"),
         (b'{"input": "Department:\\n", "output": "b"}', "line break"),
         (b'{"input": "Department:", "output": "b\\n"}', "line break"),
+        (b'{"input": " Department:", "output": "b"}', "spaces that NeMo strips"),
+        (b'{"input": "Department:", "output": "b "}', "spaces that NeMo strips"),
+        (b'{"input": "Department:", "output": "  b"}', "spaces that NeMo strips"),
+        (b'{"input": "Department: ", "output": " b"}', "spaces that NeMo strips"),
     ],
 )
 def test_an_unusable_line_is_named(tmp_path, line, fault):

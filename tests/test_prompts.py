@@ -1,63 +1,29 @@
-"""Prompts are gpt-oss's own, token for token; answers read back; only the body is cut."""
+"""Prompts are gpt-oss's own, token for token; no ticket can speak as another; answers read back."""
 
 import json
-import lzma
 from pathlib import Path
 
 import pytest
+from gptoss_tokenizers import SPECIAL
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from ticketlib.prompts import (
     FROZEN_DATE,
     PROMPT_FORMATS,
-    count_tokens,
     neutralize,
     parse_answer,
+    read_answer,
     render_answer,
     render_instructions,
     render_prompt,
     render_ticket,
-    truncate_body,
 )
 
 QUEUES = ["Technical Support", "Support", "Billing & Payments", "IT", "007", "Größe 👍"]
-SPECIAL = [
-    *["<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>"],
-    *["<|start|>", "<|end|>", "<|message|>", "<|call|>", "<|endofprompt|>", "<|reserved_200010|>"],
-]
 # Text of tickets, special tokens and their parts included.
 PIECES = st.one_of(st.text(), st.sampled_from([*SPECIAL, "<|", "|>", "<", "|", "<|start", "end|>"]))
 TEXTS = st.lists(PIECES, max_size=6).map("".join)
-
-
-@pytest.fixture(scope="module")
-def byte_tokenizer():
-    """One token a byte, and the special tokens of gpt-oss."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIAL)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|return|>")
-
-
-@pytest.fixture(scope="module")
-def gptoss_tokenizer(shared):
-    """The tokenizer of the real model."""
-    folder = shared / "gpt-oss-tokenizer"
-    tokenizer = Tokenizer.from_str(lzma.open(folder / "tokenizer.json.xz", "rt").read())
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=config["eos_token"], pad_token=config["pad_token"]
-    )
-
-
-@pytest.fixture(scope="module", params=["byte_tokenizer", "gptoss_tokenizer"])
-def tokenizer(request):
-    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +158,39 @@ def test_anything_but_one_queue_is_no_answer(text, queue):
     assert parse_answer(text, QUEUES) == queue
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (render_answer("IT") + "<|return|>", ("IT", "exact")),
+        ("IT.", ("IT", "named")),
+        ("IT\n\nSubject: next", ("IT", "named")),
+        ("technical  support: hangs", ("Technical Support", "named")),
+        ("Technical Support, not support", (None, "several")),
+        ("I would say it", (None, "unknown")),
+        ("Technical", (None, "unknown")),
+        ("Supporting", (None, "unknown")),
+        ("Support / IT", (None, "several")),
+        ("billing & payments, please", ("Billing & Payments", "named")),
+        ("<|channel|>analysis<|message|>IT, I think<|return|>", (None, "unknown")),
+        (render_answer("IT") + "<|end|>" + render_answer("IT"), (None, "unknown")),
+        ("final", (None, "empty")),
+        ("<|channel|>final<|message|><|return|>", (None, "empty")),
+        ("  \n", (None, "empty")),
+        ("<|return|>IT", (None, "empty")),
+    ],
+)
+def test_free_answers_are_read_and_told_apart(text, expected):
+    assert read_answer(text, QUEUES) == expected
+
+
+@given(text=TEXTS, prompt_format=st.sampled_from(PROMPT_FORMATS))
+def test_no_answer_breaks_the_readers(text, prompt_format):
+    queue, kind = read_answer(text, QUEUES, prompt_format=prompt_format)
+    parsed = parse_answer(text, QUEUES, prompt_format=prompt_format)
+    assert (parsed is not None) == (kind == "exact") and parsed in (None, queue)
+    assert (queue in QUEUES) == (kind in ("exact", "named"))
+
+
 def test_queues_that_differ_by_case_are_told_apart():
     assert parse_answer("it", ["IT", "it"]) == "it"
     assert parse_answer("It", ["IT", "it"]) is None
@@ -204,34 +203,7 @@ def test_predictions_with_tails(shared):
     parsed = [parse_answer(row["prediction"], queues) for row in rows]
     hits = [number for number, queue in enumerate(parsed, 1) if queue]
     assert hits == [1, 4, 7] and all(parsed[i - 1] == rows[i - 1]["label"] for i in hits)
-
-
-def test_tokens_are_counted_as_the_tokenizer_does(tokenizer):
-    texts = ["", "Größe", "<|start|>assistant"]
-    assert count_tokens(texts, tokenizer) == [len(tokenizer.encode(text)) for text in texts]
-    assert count_tokens([], tokenizer) == []
-
-
-@given(data=st.data(), prompt_format=st.sampled_from(PROMPT_FORMATS))
-def test_only_the_end_of_the_body_is_cut(tokenizer, data, prompt_format):
-    subject, body = data.draw(st.text(max_size=10)), data.draw(st.text(max_size=60)) * 3
-    options = {"queues": QUEUES, "prompt_format": prompt_format}
-    answers = [render_answer(queue, prompt_format=prompt_format) for queue in QUEUES]
-    longest = max(count_tokens(answers, tokenizer)) + 1
-    prompts = [render_prompt(subject, text, **options) for text in (body, "")]
-    whole, bare = count_tokens(prompts, tokenizer)
-    seq_length = data.draw(st.integers(bare - 2, whole + 2)) + longest
-    options |= {"tokenizer": tokenizer, "seq_length": seq_length}
-    if bare + longest > seq_length:
-        with pytest.raises(ValueError, match=f"seq_length is {seq_length}, .* {bare + longest} "):
-            truncate_body(subject, body, **options)
-        return
-    kept, cut = truncate_body(subject, body, **options)
-    prompt = render_prompt(subject, kept, queues=QUEUES, prompt_format=prompt_format)
-    now = count_tokens([prompt], tokenizer)[0]
-    assert body.startswith(kept) and now + longest <= seq_length and cut == whole - now
-    assert (kept == body) == (whole + longest <= seq_length) or not body[len(kept) :].strip()
-    # No more is cut than a character and the space before it.
-    following = body[: len(kept) + 1 + len(body[len(kept) :]) - len(body[len(kept) :].lstrip())]
-    prompt = render_prompt(subject, following, queues=QUEUES, prompt_format=prompt_format)
-    assert kept == body or count_tokens([prompt], tokenizer)[0] + longest > seq_length
+    read = [read_answer(row["prediction"], queues) for row in rows]
+    hits = [number for number, (queue, _) in enumerate(read, 1) if queue]
+    assert hits == [1, 2, 3, 4, 7, 8] and all(read[i - 1][0] == rows[i - 1]["label"] for i in hits)
+    assert [kind for queue, kind in read if not queue] == ["unknown", "several", "empty", "unknown"]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ticketlib.paths import replace_atomically
+from ticketlib.readers import parse_json
 
 # Line ends to str.splitlines and to some readers, but ordinary characters in JSON.
 _LINE_ENDS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
@@ -105,22 +106,10 @@ def _parse_record(line: str) -> dict:
         raise ValueError("starts with a byte order mark; write UTF-8 without one")
     if line.endswith("\r"):
         raise ValueError("ends with CR LF; write LF only")
-    try:
-        record = json.loads(line, object_pairs_hook=_reject_duplicate_keys)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON: {error.msg} at character {error.colno}") from error
+    record = parse_json(line)
     if fault := _find_fault(record):
         raise ValueError(fault)
     return record
-
-
-def _reject_duplicate_keys(pairs: list[tuple]) -> dict:
-    """The pairs as a dict; json.loads would keep the last of two values without a word."""
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"has the key {twice!r} twice")
-    return dict(pairs)
 
 
 def _find_fault(record: object) -> str:
@@ -137,9 +126,14 @@ def _find_fault(record: object) -> str:
             return f"{key!r} is empty"
         if _SURROGATE.search(text):
             return f"{key!r} has half of a surrogate pair, which is no character"
-    # NeMo strips spaces and nothing else, so that a line break here would give the answer other
-    # tokens than the model sees at inference.
+    # NeMo strips spaces and nothing else, so that these would give the answer other tokens than
+    # the model sees at inference. A single space between the two is what "plain" joins them with.
     before, answer = record["input"].rstrip(" "), record["output"].strip(" ")
     if before != before.rstrip() or answer != answer.strip():
         return "has a line break or tab between 'input' and 'output' or at the end of 'output'"
+    between = (
+        record["input"][len(before) :] + record["output"][: -len(record["output"].lstrip(" "))]
+    )
+    if record["input"].startswith(" ") or record["output"].endswith(" ") or len(between) > 1:
+        return "has spaces that NeMo strips: before 'input', between the two or after 'output'"
     return ""

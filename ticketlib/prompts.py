@@ -130,15 +130,7 @@ def parse_answer(text: str, queues: Sequence[str], *, prompt_format: str = "harm
     Raises:
         ValueError: If the format is unknown.
     """
-    answer = _END.split(text, maxsplit=1)[0]
-    candidates = [answer]
-    if _check_format(prompt_format) == "harmony":
-        _, marker, message = answer.rpartition(FINAL)
-        if answer.count(FINAL) > 1:
-            return None
-        message = message.strip().removesuffix("<|end|>")
-        candidates = [message] if marker else [answer, answer.strip().removeprefix("final")]
-    for candidate in candidates:
+    for candidate in _find_messages(text, _check_format(prompt_format)):
         plain = " ".join(candidate.split())
         same = [queue for queue in queues if queue == plain]
         same = same or [q for q in queues if " ".join(q.casefold().split()) == plain.casefold()]
@@ -147,72 +139,58 @@ def parse_answer(text: str, queues: Sequence[str], *, prompt_format: str = "harm
     return None
 
 
-def count_tokens(texts: Sequence[str], tokenizer) -> list[int]:
-    """Number of tokens of each text, with none added.
+def read_answer(
+    text: str, queues: Sequence[str], *, prompt_format: str = "harmony"
+) -> tuple[str | None, str]:
+    """The queue that an answer means, and how it says so; wider than `parse_answer`.
+
+    Names are looked for as whole words, longer ones first, so that `Technical Support` is not
+    `Support`; case counts only in names of up to three letters, such as `IT`.
 
     Args:
-        texts: Texts.
-        tokenizer: Any Hugging Face tokenizer.
-    """
-    texts = list(texts)
-    return (
-        [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        if texts
-        else []
-    )
-
-
-def truncate_body(
-    subject: str,
-    body: str,
-    *,
-    queues: Sequence[str],
-    tokenizer,
-    seq_length: int,
-    prompt_format: str = "harmony",
-) -> tuple[str, int]:
-    """The body, cut at its end if need be, so that prompt, longest answer and end token fit.
-
-    NeMo would cut the end of the prompt instead, which is the cue before the answer.
-
-    Args:
-        subject: Subject line, never cut.
-        body: Text of the ticket.
+        text: What the model wrote, raw.
         queues: Names of the queues.
-        tokenizer: Any Hugging Face tokenizer.
-        seq_length: Most tokens that a training text may have.
         prompt_format: "harmony" or "plain".
 
     Returns:
-        The body, unchanged where all fits; and the number of tokens cut from the prompt.
+        A queue with "exact" (`parse_answer` agrees) or "named" (one queue among other words), or
+        None with "several", "unknown" (no queue, a part of a name, or no final message) or "empty".
 
     Raises:
-        ValueError: If the prompt does not fit even with an empty body.
+        ValueError: If the format is unknown.
     """
+    if queue := parse_answer(text, queues, prompt_format=prompt_format):
+        return queue, "exact"
+    messages = _find_messages(text, prompt_format)
+    if not messages:
+        return None, "unknown"
+    message = " ".join(messages[-1].split())
+    if not message:
+        return None, "empty"
+    patterns = [
+        f"(?P<q{i}>{'' if len(queue) < 4 else '(?i:'}{re.escape(' '.join(queue.split()))}"
+        f"{'' if len(queue) < 4 else ')'})"
+        for i, queue in sorted(enumerate(queues), key=lambda item: -len(item[1]))
+    ]
+    found = re.finditer(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)", message)
+    named = {queues[int(match.lastgroup[1:])] for match in found}
+    if len(named) == 1:
+        return named.pop(), "named"
+    return None, "several" if named else "unknown"
 
-    def count(kept: str) -> int:
-        prompt = render_prompt(subject, kept, queues=queues, prompt_format=prompt_format)
-        return count_tokens([prompt], tokenizer)[0]
 
-    answers = [render_answer(queue, prompt_format=prompt_format) for queue in queues]
-    longest = max(count_tokens(answers, tokenizer)) + 1  # The end token.
-    room, whole, bare = seq_length - longest, count(body), count("")
-    if whole <= room:
-        return body, 0
-    if bare > room:
-        raise ValueError(
-            f"seq_length is {seq_length}, but this ticket needs {bare + longest} tokens without "
-            f"its body. Set seq_length to more than that, or shorten the subject {subject[:60]!r}."
-        )
-    fits, too_long = 0, len(body)
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        if count(body[:middle].rstrip()) <= room:
-            fits = middle
-        else:
-            too_long = middle
-    kept = body[:fits].rstrip()
-    return kept, whole - count(kept)
+def _find_messages(text: str, prompt_format: str) -> list[str]:
+    """What may be the answer's message, without special tokens; none if it never came to one."""
+    answer = _END.split(text, maxsplit=1)[0]
+    if prompt_format == "plain":
+        return [answer]
+    if FINAL in answer:
+        # Two final messages are no answer.
+        parts = answer.split(FINAL)
+        return [parts[1].strip().removesuffix("<|end|>")] if len(parts) == 2 else []
+    if "<|channel|>" in answer:  # It was cut while the model was thinking.
+        return []
+    return [answer, answer.strip().removeprefix("final")]
 
 
 def _check_format(prompt_format: str) -> str:
