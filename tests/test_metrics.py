@@ -1,14 +1,14 @@
-"""The figures equal scikit-learn's, the intervals resample whole groups, the baselines are fair."""
+"""The figures equal scikit-learn's, the intervals resample whole groups, bad input is named."""
 
 import json
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
 from sklearn import metrics as sklearn_metrics
 
 from ticketlib import metrics
@@ -45,6 +45,7 @@ def test_figures_equal_scikit_learn(seed):
         "log_loss": sklearn_metrics.log_loss(
             truth, probabilities[:, np.argsort(queues)], labels=sorted(queues)
         ),
+        "brier": np.mean(((probabilities - one_hot(truth, queues)) ** 2).sum(axis=1)),
         "n": len(truth),
     }
     for name, value in expected.items():
@@ -108,13 +109,15 @@ def test_every_figure_lies_between_0_and_1_and_the_same_seed_gives_the_same(n, n
 def test_perfect_and_collapsed_predictions():
     truth, _, queues, groups = make_case()
     perfect = metrics.summarize(truth, one_hot(truth, queues), queues, groups=groups, seed=0)
-    assert {perfect[name] for name in perfect if name not in ("n", "log_loss")} == {1.0}
-    assert perfect["log_loss"] == pytest.approx(0)
+    figures = {name: perfect[name] for name in perfect if name not in ("n", "log_loss", "brier")}
+    assert set(figures.values()) == {1.0}
+    assert perfect["log_loss"] == pytest.approx(0) and perfect["brier"] == 0
     collapsed = np.tile(np.eye(5)[2], (len(truth), 1))
     summary = metrics.summarize(truth, collapsed, queues, groups=groups, seed=0)
     share = truth.count(queues[2]) / len(truth)
     assert summary["accuracy"] == pytest.approx(share)
     assert summary["macro_f1"] == pytest.approx(2 * share / (1 + share) / 5)
+    assert summary["brier"] == pytest.approx(2 * (1 - share))
     table = metrics.per_queue(truth, collapsed, queues)
     assert table["predicted"].tolist() == [0, 0, len(truth), 0, 0]
 
@@ -168,6 +171,71 @@ def test_per_language_is_the_same_figures_on_each_part():
         metrics.per_language(truth, probabilities, queues, languages=["en", "de"])
 
 
+def test_the_brier_score_of_two_queues_is_halved_as_in_scikit_learn():
+    truth, probabilities, queues, groups = make_case(n_queues=2)
+    summary = metrics.summarize(truth, probabilities, queues, groups=groups, seed=0)
+    is_second = np.array([queue == queues[1] for queue in truth])
+    assert summary["brier"] == pytest.approx(
+        sklearn_metrics.brier_score_loss(is_second, probabilities[:, 1])
+    )
+
+
+def test_probabilities_of_low_precision_count_as_what_they_are():
+    truth, probabilities, queues, groups = make_case(seed=2)
+    exact = metrics.summarize(truth, probabilities, queues, groups=groups, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for rough in (probabilities.astype(np.float32), probabilities * (1 + 5e-5)):
+            summary = metrics.summarize(truth, rough, queues, groups=groups, seed=0)
+            assert summary == pytest.approx(exact, abs=1e-6)
+
+
+def test_per_length_is_the_same_figures_on_quarters():
+    truth, probabilities, queues, _ = make_case(n=60)
+    lengths = np.random.default_rng(0).permutation(np.arange(10, 70))
+    table = metrics.per_length(truth, probabilities, queues, lengths)
+    assert table.columns.tolist() == ["shortest", "longest", "n", "accuracy", "macro_f1"]
+    assert table["shortest"].tolist() == [10, 25, 40, 55]
+    assert table["longest"].tolist() == [24, 39, 54, 69]
+    assert table["n"].tolist() == [15] * 4
+    predicted = metrics.predict_queues(probabilities, queues)
+    for row in table.itertuples():
+        part = (lengths >= row.shortest) & (lengths <= row.longest)
+        y, p = np.array(truth)[part], predicted[part].astype(str)
+        assert row.accuracy == sklearn_metrics.accuracy_score(y, p)
+        assert row.macro_f1 == pytest.approx(sklearn_metrics.f1_score(y, p, average="macro"))
+    with pytest.raises(ValueError, match="2 bands for 60 tickets"):
+        metrics.per_length(truth, probabilities, queues, [1, 2])
+    with pytest.raises(ValueError, match="0 bands of 60"):
+        metrics.per_length(truth, probabilities, queues, lengths, n_bands=0)
+    with pytest.raises(ValueError, match="4 bands of 60 values, 1 of them missing"):
+        metrics.per_length(truth, probabilities, queues, [np.nan, *range(59)])
+
+
+def test_per_length_does_not_depend_on_the_callers_index():
+    truth, probabilities, queues, _ = make_case(n=20)
+    tickets = pd.DataFrame({"queue": truth, "length": range(20)}, index=range(90, 70, -1))
+    pd.testing.assert_frame_equal(
+        metrics.per_length(tickets["queue"], probabilities, queues, tickets["length"]),
+        metrics.per_length(truth, probabilities, queues, range(20)),
+    )
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=60), st.integers(1, 6))
+def test_bands_keep_order_and_equal_values_together(values, n_bands):
+    bands = metrics.cut_bands(values, n_bands)
+    assert set(bands) == set(range(bands.max() + 1)) and bands.max() < n_bands
+    for value, band in zip(values, bands, strict=True):
+        for other, its_band in zip(values, bands, strict=True):
+            assert (value < other) <= (band <= its_band)
+            assert (value == other) <= (band == its_band)
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=8, max_size=60, unique=True))
+def test_bands_are_those_of_pandas_where_all_values_differ(values):
+    np.testing.assert_array_equal(metrics.cut_bands(values, 4), pd.qcut(values, 4, labels=False))
+
+
 def test_confusions_are_counted_and_shared():
     truth, probabilities, queues, _ = make_case()
     counts = metrics.count_confusions(truth, probabilities, queues)
@@ -200,70 +268,35 @@ def test_top_mistakes_are_the_most_confident_errors():
     assert metrics.top_mistakes(tickets, one_hot(truth, queues), queues).empty
 
 
-def test_mcnemar_equals_the_binomial_sum():
-    truth = list("aaaaaaaaaaaa")
-    a = list("aaaaaaaabbaa")
-    b = list("abbbbbbaaaaa")
-    result = metrics.mcnemar(truth, a, b)
-    assert (result["only_a_right"], result["only_b_right"]) == (6, 2)
-    assert result["p_value"] == pytest.approx(2 * binom.cdf(2, 8, 0.5))
-    assert metrics.mcnemar(truth, b, a)["p_value"] == pytest.approx(result["p_value"])
-    assert metrics.mcnemar(truth, a, a)["p_value"] == 1
-    with pytest.raises(ValueError, match="12 true queues, but 12 and 1"):
-        metrics.mcnemar(truth, a, ["a"])
-
-
-TRAINING = pd.DataFrame(
-    {
-        "subject": ["invoice", "invoice", "", "printer", "printer"] * 4,
-        "body": ["wrong amount", "double charge", "charge twice", "paper jam", "jam again"] * 4,
-        "queue": (["Billing and Payments"] * 3 + ["IT"] * 2) * 4,
-    }
-)
-
-
-def test_majority_gives_the_shares_of_the_training_tickets():
-    probabilities = metrics.majority_probabilities(TRAINING, 3, QUEUES)
-    np.testing.assert_allclose(probabilities, [[0, 0.6, 0, 0, 0.4]] * 3)
-
-
-def test_tfidf_learns_from_training_alone_and_keeps_the_order_of_queues():
-    test = pd.DataFrame({"subject": ["the invoice", ""], "body": ["a charge", "paper jam"]})
-    probabilities = metrics.tfidf_probabilities(TRAINING, test, QUEUES, seed=0)
-    assert list(metrics.predict_queues(probabilities, QUEUES)) == ["Billing and Payments", "IT"]
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
-    assert (probabilities[:, [0, 2, 3]] == 0).all(), "queues without training tickets"
-    more = pd.concat([test, TRAINING.iloc[:5]])
-    np.testing.assert_allclose(
-        metrics.tfidf_probabilities(TRAINING, more, QUEUES, seed=0)[:2], probabilities
-    )
-    backwards = metrics.tfidf_probabilities(TRAINING, test, QUEUES[::-1], seed=0)
-    np.testing.assert_allclose(backwards[:, ::-1], probabilities, atol=1e-4)
-
-
-def test_baselines_score_finitely_when_training_lacks_a_queue():
-    truth = ["Human Resources", "IT"]
-    probabilities = metrics.majority_probabilities(TRAINING, 2, QUEUES)
-    summary = metrics.summarize(truth, probabilities, QUEUES, groups=[0, 1], seed=0)
-    assert np.isfinite(list(summary.values())).all()
-
-
 def test_bad_input_is_named():
     truth, probabilities, queues, groups = make_case(n=4)
     with pytest.raises(ValueError, match=r"truth holds queues .*'Refund Desk' \(2\).*'IT'"):
         metrics.per_queue(["Refund Desk", "Refund Desk", *truth[:2]], probabilities, queues)
-    with pytest.raises(ValueError, match="training holds queues"):
-        metrics.majority_probabilities(TRAINING, 1, queues[:2])
-    with pytest.raises(ValueError, match="one queue only, 'IT'"):
-        metrics.tfidf_probabilities(TRAINING[TRAINING["queue"] == "IT"], TRAINING, QUEUES, seed=0)
     with pytest.raises(ValueError, match="4 true queues but 3 rows"):
         metrics.per_queue(truth, probabilities[:3], queues)
     with pytest.raises(ValueError, match=r"shape \(4, 5\).* the 2 queues"):
         metrics.predict_queues(probabilities, queues[:2])
     with pytest.raises(ValueError, match="no truth tickets"):
         metrics.per_queue([], probabilities[:0], queues)
+    with pytest.raises(ValueError, match=r"truth holds queues .*: nan \(1\)"):
+        metrics.per_queue([np.nan, *truth[:3]], probabilities, queues)
+    with pytest.raises(ValueError, match="queues holds 'IT' more than once"):
+        metrics.per_queue(truth, probabilities, [*queues[:3], "IT", "IT"])
+    options = {"queues": queues, "groups": groups, "seed": 0}
     with pytest.raises(ValueError, match="one group for each of 4"):
-        metrics.summarize(truth, probabilities, queues, groups=groups[:2], seed=0)
+        metrics.summarize(truth, probabilities, **options | {"groups": groups[:2]})
+    with pytest.raises(ValueError, match="1 of 4 tickets have no group"):
+        metrics.summarize(truth, probabilities, **options | {"groups": [0, 1, np.nan, 2]})
+    broken = probabilities.copy()
+    broken[2, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN in 1 of 4 rows, first in row 2"):
+        metrics.predict_queues(broken, queues)
+    with pytest.raises(ValueError, match=r"1 of 4 rows are not .*; row 3 .* in sum 0\.9"):
+        metrics.summarize(truth, probabilities * np.array([[1, 1, 1, 0.9]]).T, **options)
+    with pytest.raises(ValueError, match="4 of 4 rows are not probabilities; row 0"):
+        metrics.summarize(truth, np.log(probabilities), **options)
+    with pytest.raises(ValueError, match="one column. Give two or more queues"):
+        metrics.summarize(["IT"], np.ones((1, 1)), ["IT"], groups=[0], seed=0)
 
 
 def test_numeric_and_missing_looking_queues_are_just_names():

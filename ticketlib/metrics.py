@@ -1,4 +1,4 @@
-"""How well queue probabilities fit the true queues, how sure that is, and what a baseline reaches.
+"""How well queue probabilities fit the true queues, and how sure that is.
 
 Throughout, `truth` holds the true queue of each of n tickets, `queues` all q queues,
 `probabilities` is [n, q] with a column for each of `queues`, and the prediction is the most
@@ -11,74 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import (
     accuracy_score,
+    brier_score_loss,
     confusion_matrix,
     f1_score,
     log_loss,
     precision_recall_fscore_support,
 )
-from sklearn.pipeline import make_pipeline
 
+from ticketlib.intervals import draw_groups, middle_95, resample_scores
 from ticketlib.paths import replace_atomically
-
-
-def majority_probabilities(training: pd.DataFrame, n: int, queues: Sequence[str]) -> np.ndarray:
-    """Baseline that reads no ticket: each queue's share of the training tickets, n times, [n, q].
-
-    Raises:
-        ValueError: If a training ticket's queue is not in `queues`, or there are none.
-    """
-    codes = _encode(training["queue"], queues, "training")
-    return np.tile(np.bincount(codes, minlength=len(queues)) / len(codes), (n, 1))
-
-
-def tfidf_probabilities(
-    training: pd.DataFrame, test: pd.DataFrame, queues: Sequence[str], *, seed: int
-) -> np.ndarray:
-    """Baseline of counted words: TF-IDF of words and word pairs, logistic regression, [n, q].
-
-    It reads subject and body and learns from `training` alone. A queue without training tickets
-    gets probability 0.
-
-    Raises:
-        ValueError: If a training ticket's queue is not in `queues`, or they hold fewer than two.
-    """
-    codes = _encode(training["queue"], queues, "training")
-    if len(np.unique(codes)) < 2:
-        raise ValueError(
-            f"The training tickets hold one queue only, {queues[codes[0]]!r}. TF-IDF needs two or "
-            "more: use more tickets, or majority_probabilities."
-        )
-    classifier = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
-        # Newton-CG converges here 40 times faster than the default solver, to the same result.
-        LogisticRegression(C=10, max_iter=1000, solver="newton-cg", random_state=seed),
-    )
-    classifier.fit(training["subject"] + "\n" + training["body"], codes)
-    probabilities = np.zeros((len(test), len(queues)))
-    probabilities[:, classifier.classes_] = classifier.predict_proba(
-        test["subject"] + "\n" + test["body"]
-    )
-    return probabilities
-
-
-def predict_queues(probabilities: np.ndarray, queues: Sequence[str]) -> np.ndarray:
-    """The most probable queue of every row, [n].
-
-    Raises:
-        ValueError: If `probabilities` has not one column for each queue.
-    """
-    probabilities = np.asarray(probabilities)
-    if probabilities.ndim != 2 or probabilities.shape[1] != len(queues):
-        raise ValueError(
-            f"probabilities has shape {probabilities.shape}. Give one row for each ticket and one "
-            f"column for each of the {len(queues)} queues."
-        )
-    return np.asarray(queues, dtype=object)[probabilities.argmax(axis=1)]
+from ticketlib.predictions import check_probabilities, encode_both, predict_queues
 
 
 def summarize(
@@ -94,7 +38,8 @@ def summarize(
 
     The intervals are percentiles of a bootstrap that draws whole paraphrase groups, because
     rewordings of one ticket are right or wrong together. F1 averages run over the queues that occur
-    as truth or as prediction, as scikit-learn's do.
+    as truth or as prediction, as scikit-learn's do. Where every ticket is right, all draws are
+    equal and the interval is a point; that is no proof that none will ever be wrong.
 
     Args:
         truth: True queues, [n].
@@ -106,17 +51,18 @@ def summarize(
 
     Returns:
         `accuracy`, `macro_f1`, `weighted_f1`, `top2_accuracy` (truth is among the two most probable
-        queues), each also with `_low` and `_high`; `log_loss` (nats); `n`.
+        queues), each also with `_low` and `_high`; `log_loss` (nats); `brier` (mean over the
+        tickets of the squared distance to probability 1 for the true queue and 0 elsewhere: 0 to 2,
+        halved for two queues, as in scikit-learn); `n`.
 
     Raises:
-        ValueError: If lengths differ, there are no tickets, or a true queue is not in `queues`.
+        ValueError: If lengths differ, there are no tickets, a true queue is not in `queues`, there
+            are fewer than two, a row is not probabilities that sum to 1, or has no group.
     """
-    true, predicted = _encode_both(truth, probabilities, queues)
-    groups = np.asarray(groups)
-    if groups.shape != true.shape:
-        raise ValueError(
-            f"groups has shape {groups.shape}. Give one group for each of {len(true)}."
-        )
+    true, predicted = encode_both(truth, probabilities, queues)
+    shares = check_probabilities(probabilities)
+    shares = shares / shares.sum(axis=1, keepdims=True)  # To the last digit, as scikit-learn wants
+    weights = draw_groups(groups, len(true), seed=seed, n_resamples=n_resamples)
     top2 = np.argsort(-np.asarray(probabilities), axis=1, kind="stable")[:, :2]
     in_top2 = (top2 == true[:, None]).any(axis=1)
     figures = {
@@ -125,40 +71,15 @@ def summarize(
         "weighted_f1": f1_score(true, predicted, average="weighted", zero_division=0),
         "top2_accuracy": in_top2.mean(),
     }
-    weights = _draw_groups(groups, n_resamples, np.random.default_rng(seed))
-    samples = _resample(true, predicted, in_top2, weights, len(queues))
+    samples = resample_scores(true, predicted, weights, len(queues))
+    samples["top2_accuracy"] = weights @ in_top2 / weights.sum(axis=1)
     summary = {}
     for name, value in figures.items():
-        low, high = np.percentile(samples[name], [2.5, 97.5])
-        summary |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
-    loss = log_loss(true, probabilities, labels=np.arange(len(queues)))
-    return summary | {"log_loss": float(loss), "n": len(true)}
-
-
-def _draw_groups(groups: np.ndarray, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each row occurs when as many groups as there are get drawn, [n_resamples, n]."""
-    codes, names = pd.factorize(groups)
-    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_resamples)
-    return counts[:, codes]
-
-
-def _resample(
-    true: np.ndarray, predicted: np.ndarray, in_top2: np.ndarray, weights: np.ndarray, n_queues: int
-) -> dict[str, np.ndarray]:
-    """The figures of `summarize` for all samples at once, each [n_resamples]."""
-    weights = weights.astype(float)
-    is_true, is_predicted = np.eye(n_queues)[true], np.eye(n_queues)[predicted]
-    support, n_predicted = weights @ is_true, weights @ is_predicted  # [n_resamples, q]
-    hits = weights @ (is_true * is_predicted)
-    total = weights.sum(axis=1)
-    occurs = support + n_predicted > 0
-    f1 = 2 * hits / np.where(occurs, support + n_predicted, 1)
-    return {
-        "accuracy": hits.sum(axis=1) / total,
-        "macro_f1": f1.sum(axis=1) / occurs.sum(axis=1),
-        "weighted_f1": (f1 * support).sum(axis=1) / total,
-        "top2_accuracy": weights @ in_top2 / total,
-    }
+        low, high = middle_95(samples[name])
+        summary |= {name: float(value), f"{name}_low": low, f"{name}_high": high}
+    for name, score in {"log_loss": log_loss, "brier": brier_score_loss}.items():
+        summary[name] = float(score(true, shares, labels=np.arange(len(queues))))
+    return summary | {"n": len(true)}
 
 
 def per_queue(
@@ -173,7 +94,7 @@ def per_queue(
     Raises:
         ValueError: If lengths differ, there are no tickets, or a true queue is not in `queues`.
     """
-    true, predicted = _encode_both(truth, probabilities, queues)
+    true, predicted = encode_both(truth, probabilities, queues)
     precision, recall, f1, support = precision_recall_fscore_support(
         true, predicted, labels=np.arange(len(queues)), zero_division=0
     )
@@ -204,18 +125,79 @@ def per_language(
     Raises:
         ValueError: If lengths differ, there are no tickets, or a true queue is not in `queues`.
     """
-    true, predicted = _encode_both(truth, probabilities, queues)
-    languages = np.asarray(languages, dtype=object)
-    if len(languages) != len(true):
-        raise ValueError(f"{len(languages)} languages for {len(true)} tickets. Give one for each.")
-    rows = []
-    for language in sorted(set(languages)):
-        part = languages == language
-        accuracy = accuracy_score(true[part], predicted[part])
-        macro_f1 = f1_score(true[part], predicted[part], average="macro", zero_division=0)
-        rows.append((language, part.sum(), accuracy, macro_f1))
-    table = pd.DataFrame(rows, columns=["language", "n", "accuracy", "macro_f1"])
+    table = _score_parts(truth, probabilities, queues, "language", languages)
     return table.sort_values("n", ascending=False, kind="stable", ignore_index=True)
+
+
+def per_length(
+    truth: Sequence[str],
+    probabilities: np.ndarray,
+    queues: Sequence[str],
+    lengths: Sequence[int],
+    *,
+    n_bands: int = 4,
+) -> pd.DataFrame:
+    """Accuracy and macro-F1 of short, longer and long tickets, in bands of about equally many.
+
+    Args:
+        truth: True queues, [n].
+        probabilities: [n, q].
+        queues: All queues, in the order of the columns.
+        lengths: Length of every ticket's text in characters, [n].
+        n_bands: Most bands; equal lengths stay together, so there can be fewer.
+
+    Returns:
+        One row a band, the shortest tickets first: shortest, longest (lengths that occur in it), n,
+        accuracy, macro_f1.
+
+    Raises:
+        ValueError: If lengths differ, there are no tickets, a true queue is not in `queues`, a
+            length is missing, or `n_bands` is less than 1.
+    """
+    lengths = np.asarray(lengths)
+    bands = cut_bands(lengths, n_bands)
+    table = _score_parts(truth, probabilities, queues, "band", bands).set_index("band")
+    edges = pd.Series(lengths).groupby(bands).agg(shortest="min", longest="max")
+    return edges.join(table).reset_index(drop=True)
+
+
+def cut_bands(values: Sequence[float], n_bands: int) -> np.ndarray:
+    """Number of the band, from 0 for the smallest, that each value falls into, [n].
+
+    Bands hold about equally many values; equal values stay together, so there can be fewer bands.
+
+    Raises:
+        ValueError: If a value is missing, or `n_bands` is less than 1.
+    """
+    values = np.asarray(values, dtype=float)
+    if n_bands < 1 or np.isnan(values).any():
+        raise ValueError(
+            f"{n_bands} bands of {len(values)} values, {np.isnan(values).sum()} of them missing. "
+            "Give 1 or more bands, and no NaN."
+        )
+    borders = np.quantile(values, np.arange(1, n_bands) / n_bands)
+    return pd.factorize(np.searchsorted(borders, values), sort=True)[0]
+
+
+def _score_parts(
+    truth: Sequence[str],
+    probabilities: np.ndarray,
+    queues: Sequence[str],
+    name: str,
+    parts: Sequence,
+) -> pd.DataFrame:
+    """A row for each part of the tickets: the part, under `name`, n, accuracy, macro_f1."""
+    true, predicted = encode_both(truth, probabilities, queues)
+    parts = np.asarray(parts, dtype=object)
+    if len(parts) != len(true):
+        raise ValueError(f"{len(parts)} {name}s for {len(true)} tickets. Give one for each.")
+    rows = []
+    for part in sorted(set(parts)):
+        here = parts == part
+        accuracy = accuracy_score(true[here], predicted[here])
+        macro_f1 = f1_score(true[here], predicted[here], average="macro", zero_division=0)
+        rows.append((part, here.sum(), accuracy, macro_f1))
+    return pd.DataFrame(rows, columns=[name, "n", "accuracy", "macro_f1"])
 
 
 def count_confusions(
@@ -232,7 +214,7 @@ def count_confusions(
     Raises:
         ValueError: If lengths differ, there are no tickets, or a true queue is not in `queues`.
     """
-    true, predicted = _encode_both(truth, probabilities, queues)
+    true, predicted = encode_both(truth, probabilities, queues)
     counts = confusion_matrix(
         true, predicted, labels=np.arange(len(queues)), normalize="true" if normalize else None
     )
@@ -259,7 +241,7 @@ def top_mistakes(
     Raises:
         ValueError: If lengths differ, there are no tickets, or a true queue is not in `queues`.
     """
-    true, predicted = _encode_both(tickets["queue"], probabilities, queues)
+    true, predicted = encode_both(tickets["queue"], probabilities, queues)
     rows = np.arange(len(true))
     table = tickets.assign(
         predicted=predict_queues(probabilities, queues),
@@ -267,34 +249,6 @@ def top_mistakes(
         probability_of_queue=np.asarray(probabilities)[rows, true],
     )
     return table[true != predicted].nlargest(n, "probability")
-
-
-def mcnemar(truth: Sequence[str], a: Sequence[str], b: Sequence[str]) -> dict[str, float]:
-    """Compare two models on the same tickets with McNemar's exact test.
-
-    It takes tickets as independent; paraphrase groups make it a little too sure.
-
-    Args:
-        truth: True queues, [n].
-        a: Queues that the first model predicts, [n].
-        b: Queues that the second model predicts, [n].
-
-    Returns:
-        `only_a_right`, `only_b_right` (tickets) and `p_value` (two-sided: how probable a difference
-        this large is when both are equally good).
-
-    Raises:
-        ValueError: If the lengths differ.
-    """
-    truth, a, b = (np.asarray(column, dtype=object) for column in (truth, a, b))
-    if not len(truth) == len(a) == len(b):
-        raise ValueError(
-            f"{len(truth)} true queues, but {len(a)} and {len(b)} predicted. Give as many."
-        )
-    only_a = int(((a == truth) & (b != truth)).sum())
-    only_b = int(((a != truth) & (b == truth)).sum())
-    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    return {"only_a_right": only_a, "only_b_right": only_b, "p_value": float(p_value)}
 
 
 def write_metrics(path: str | Path, metrics: Mapping) -> None:
@@ -322,31 +276,3 @@ def _flatten(metrics: Mapping, prefix: str = "") -> dict[str, str | float | int 
         value = value.item() if isinstance(value, np.generic) else value
         flat |= _flatten(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
     return flat
-
-
-def _encode(truth: Sequence[str], queues: Sequence[str], name: str) -> np.ndarray:
-    """Column number of every true queue, [n]."""
-    if not len(truth):
-        raise ValueError(f"There are no {name} tickets.")
-    codes = pd.Index(queues).get_indexer(pd.Index(truth))
-    if (codes < 0).any():
-        unknown = pd.Series(np.asarray(truth, dtype=object)[codes < 0]).value_counts()
-        found = ", ".join(f"{queue!r} ({count})" for queue, count in unknown.items())
-        raise ValueError(
-            f"{name} holds queues that are not among the {len(queues)} given: {found}. Accepted: "
-            f"{', '.join(map(repr, queues))}. Give all queues, or leave such tickets out."
-        )
-    return codes
-
-
-def _encode_both(
-    truth: Sequence[str], probabilities: np.ndarray, queues: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Column numbers of the true and of the predicted queues, [n] each."""
-    true = _encode(truth, queues, "truth")
-    predicted = pd.Index(queues).get_indexer(predict_queues(probabilities, queues))
-    if len(predicted) != len(true):
-        raise ValueError(
-            f"{len(true)} true queues but {len(predicted)} rows of probabilities. Give as many."
-        )
-    return true, predicted
