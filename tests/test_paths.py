@@ -1,12 +1,13 @@
 """Runs name their files inside one folder, inputs are found from anywhere, writes are whole."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 
-from ticketlib.paths import Run, project_root, replace_atomically, require, resolve
+from ticketlib.paths import Run, project_root, replace_atomically, require, resolve, write_json
 
 
 @pytest.fixture
@@ -116,3 +117,11 @@ def test_preparing_data_does_not_import_the_heavy_libraries():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_json_is_whole_or_as_it_was(tmp_path):
+    path = write_json(tmp_path / "a" / "b.json", {"queue": "Größe", "share": 0.1})
+    assert path.read_bytes() == '{\n  "queue": "Größe",\n  "share": 0.1\n}\n'.encode()
+    with pytest.raises(ValueError):
+        write_json(path, {"share": float("nan")})
+    assert json.loads(path.read_text("utf-8"))["share"] == 0.1

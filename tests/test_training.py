@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ticketlib import export, gptoss, parity, training
-from ticketlib.jsonl import write_jsonl
+from ticketlib.jsonl import read_jsonl, write_jsonl
 from ticketlib.paths import Run
 from ticketlib.profiles import get_profile
 
@@ -189,6 +189,7 @@ def test_recipe_takes_parameters_over_the_profile(experiments):
         run,
         PROFILE,
         experiments / "models" / "base",
+        prompt_format="plain",
         max_steps=40,
         learning_rate=1e-3,
         lora_rank=4,
@@ -202,7 +203,33 @@ def test_recipe_takes_parameters_over_the_profile(experiments):
     assert recipe.peft.target_modules == ["linear_fc1"]
     data = recipe.data
     assert (data.micro_batch_size, data.global_batch_size, data.seq_length) == (2, 4, 128)
-    assert data.dataset_kwargs == {"prompt_template": "{input}{output}"}
+    assert data.dataset_kwargs == {"prompt_template": "{input} {output}"}
+    described = training.describe_recipe(recipe)
+    assert described["lora_rank"] == 4 and described["lora_targets"] == "linear_fc1"
+    assert (described["max_steps"], described["learning_rate"]) == (40, 1e-3)
+    full = training.make_recipe(
+        run, PROFILE, experiments / "models" / "base", prompt_format="plain", peft_scheme="none"
+    )
+    assert training.describe_recipe(full)["lora_rank"] == 0
+
+
+def test_data_that_nemo_would_misread_is_refused(experiments):
+    run, base = prepare(experiments, "faulty"), experiments / "models" / "base"
+    with pytest.raises(ValueError, match='prompt_format is "harmony", but .*training.jsonl'):
+        training.make_recipe(run, PROFILE, base)
+    options = {"prompt_format": "plain"}
+    write_jsonl(run.validation_jsonl, read_jsonl(run.validation_jsonl)[:5])
+    with pytest.raises(ValueError, match="validation.jsonl has 5 records, and a step takes 8"):
+        training.make_recipe(run, PROFILE, base, **options, micro_batch_size=4, global_batch_size=8)
+    stale = run.dataset / "training.jsonl.idx.npy"
+    stale.write_bytes(b"of an older version")
+    options |= {"micro_batch_size": 1, "global_batch_size": 4}
+    training.make_recipe(run, PROFILE, base, **options)
+    assert not stale.exists()
+    with run.training_jsonl.open("a") as file:
+        file.write("not JSON\n")
+    with pytest.raises(ValueError, match="line 49: is not JSON"):
+        training.make_recipe(run, PROFILE, base, **options)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ logits on real prompts longer than the sliding window. Training refuses an impor
 proof.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from transformers import AutoTokenizer, GptOssForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 
 from ticketlib.gptoss import start_afresh
+from ticketlib.paths import write_json
 
 PARITY_FILE = "parity.json"
 # Less than this share of equal next tokens is no rounding: a cancelled YaRN factor gave 65 %.
@@ -139,6 +139,4 @@ def check_parity(
 
 def save_parity(checkpoint: Path, result: dict[str, float]) -> Path:
     """Write the result of `check_parity` beside the checkpoint, where training looks for it."""
-    path = Path(checkpoint) / PARITY_FILE
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return path
+    return write_json(Path(checkpoint) / PARITY_FILE, result)

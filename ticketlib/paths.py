@@ -128,6 +128,11 @@ class Run:
         return self.folder / "history.csv"
 
     @property
+    def training_settings(self) -> Path:
+        """What the model was trained with."""
+        return self.folder / "training.json"
+
+    @property
     def merged(self) -> Path:
         """Base and adapter merged, in NeMo's format."""
         return self.folder / "merged"
@@ -151,6 +156,11 @@ class Run:
     def figures(self) -> Path:
         """Folder of the plots."""
         return self.folder / "figures"
+
+    @property
+    def report_html(self) -> Path:
+        """Notebook 04 without its code, for those who decide."""
+        return self.folder / "report.html"
 
     @property
     def notebooks(self) -> Path:
@@ -192,6 +202,16 @@ def read_settings(run: Run) -> dict:
     return json.loads(path.read_text("utf-8"))
 
 
+def read_training_settings(run: Run) -> dict:
+    """What notebook 03 trained with (`training.describe_recipe`).
+
+    Raises:
+        FileNotFoundError: If notebook 03 has not run.
+    """
+    path = require(run.training_settings, made_by="03_train_lora.ipynb", run_name=run.run_name)
+    return json.loads(path.read_text("utf-8"))
+
+
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
     """A temporary path to write a file or a folder to, which becomes `path` when the block ends.
@@ -219,6 +239,22 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     finally:
         for leftover in (temporary, old):
             remove(leftover)
+
+
+def write_json(path: Path, content: object) -> Path:
+    """A JSON file in UTF-8, written atomically.
+
+    Args:
+        path: File to write or replace.
+        content: What `json.dumps` takes.
+
+    Raises:
+        ValueError: If it holds NaN or infinity, which JSON does not know.
+    """
+    with replace_atomically(path) as file:
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        file.write_text(text, encoding="utf-8")
+    return Path(path)
 
 
 def remove(path: Path) -> None:

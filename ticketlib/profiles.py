@@ -31,6 +31,7 @@ class Profile:
     learning_rate: float
     adam_eps: float
     lora_rank: int
+    max_batch_tokens: int  # Of one pass of the scorer, padding included
     lora_targets: tuple[str, ...] = ("linear_qkv", "linear_proj")
     devices: int = 1
     expert_parallel: int = 1
@@ -51,6 +52,7 @@ _TINY = Profile(
     learning_rate=3e-3,
     adam_eps=1e-8,  # Gradients are small: the recipe's 1e-5 slows learning down
     lora_rank=16,
+    max_batch_tokens=1024,
 )
 _20B = Profile(
     name="gpt-oss-20b",
@@ -67,6 +69,7 @@ _20B = Profile(
     learning_rate=1e-4,
     adam_eps=1e-5,
     lora_rank=8,
+    max_batch_tokens=65536,
 )
 _120B = replace(
     _20B,

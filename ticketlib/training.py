@@ -16,9 +16,11 @@ from nemo.collections import llm
 from tqdm import tqdm
 
 from ticketlib import gptoss, parity
+from ticketlib.jsonl import read_jsonl, remove_stale_files
 from ticketlib.logs import console
 from ticketlib.paths import Run, remove, require
 from ticketlib.profiles import Profile
+from ticketlib.prompts import FINAL
 
 LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 # NeMo joins the two fields of a record with this; "plain" answers start with a space, which NeMo
@@ -59,16 +61,15 @@ def make_recipe(
         global_batch_size: Tickets an optimizer step.
         seq_length: Longest prompt with answer, in tokens.
         devices: GPUs, or CPU processes.
-        seed: Of the order of tickets and of the adapter's start.
+        seed: Kept with the run; NeMo 2.7 takes the same order of tickets whatever it is.
 
     Returns:
         A NeMo-Run `Partial` of `llm.finetune`.
 
     Raises:
         FileNotFoundError: Data, import or parity result are missing.
-        ValueError: A scheme or target is unknown.
+        ValueError: A scheme or target is unknown, or NeMo could not use the data.
     """
-    require(run.training_jsonl, made_by="02_prepare_jsonl.ipynb", run_name=run.run_name)
     require(
         Path(imported) / parity.PARITY_FILE, made_by="03_train_lora.ipynb", run_name=run.run_name
     )
@@ -84,6 +85,7 @@ def make_recipe(
         raise ValueError(
             f"global_batch_size ({batch}) must be a multiple of micro_batch_size ({micro})."
         )
+    _check_data(run, prompt_format, batch)
     steps = max_steps or profile.max_steps
     dtype = getattr(torch, profile.dtype)
 
@@ -139,6 +141,25 @@ def make_recipe(
     return recipe if torch.cuda.is_available() else _for_cpu(recipe)
 
 
+def _check_data(run: Run, prompt_format: str, global_batch_size: int) -> None:
+    """Raise where NeMo would fail late or train on something else; remove what it derived."""
+    for path in (run.training_jsonl, run.validation_jsonl):
+        require(path, made_by="02_prepare_jsonl.ipynb", run_name=run.run_name)
+        records = read_jsonl(path)
+        remove_stale_files(path)
+        if any(r["output"].startswith(FINAL) != (prompt_format == "harmony") for r in records):
+            raise ValueError(
+                f'prompt_format is "{prompt_format}", but {path} was not written so. Give the one '
+                "of notebook 02, which stands in settings.json."
+            )
+        if len(records) < global_batch_size:
+            raise ValueError(
+                f"{path.name} has {len(records)} records, and a step takes {global_batch_size}. "
+                "NeMo leaves out a part of a batch, and saves no checkpoint without validation. "
+                "Set global_batch_size to that or less, or give this split a larger share."
+            )
+
+
 class Progress(Callback):
     """A line that shows steps, loss, tickets a second and the time left."""
 
@@ -183,7 +204,10 @@ def run_recipe(run: Run, recipe: nemo_run.Partial, *, seed: int = 0) -> Path:
     Returns:
         The folder of the last checkpoint.
     """
-    for made_from_it in (run.training, run.history, run.merged, run.exported):
+    for made_from_it in (
+        *(run.training, run.history, run.training_settings),
+        *(run.merged, run.exported, run.metrics, run.predictions),
+    ):
         remove(made_from_it)
     run.training.mkdir(parents=True)
     seed_everything(seed)
@@ -199,6 +223,25 @@ def run_recipe(run: Run, recipe: nemo_run.Partial, *, seed: int = 0) -> Path:
         )
     read_history(run).to_csv(run.history, index=False)
     return find_checkpoint(run)
+
+
+def describe_recipe(recipe: nemo_run.Partial) -> dict[str, str | int | float]:
+    """The settings by which runs are compared: what a sweep varies.
+
+    Args:
+        recipe: Of `make_recipe`.
+    """
+    peft = recipe.peft
+    return {
+        "lora_rank": peft.dim if peft else 0,
+        "lora_targets": " ".join(peft.target_modules) if peft else "",
+        "max_steps": recipe.trainer.max_steps,
+        "learning_rate": recipe.optim.config.lr,
+        "micro_batch_size": recipe.data.micro_batch_size,
+        "global_batch_size": recipe.data.global_batch_size,
+        "seq_length": recipe.data.seq_length,
+        "seed": recipe.data.seed,
+    }
 
 
 def find_checkpoint(run: Run) -> Path:

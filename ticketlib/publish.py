@@ -1,0 +1,82 @@
+"""The report for those who decide: an executed notebook without its code, in one HTML file.
+
+python -m ticketlib.publish nemo-experiments/results/demo/notebooks/04_evaluate_and_export.ipynb
+"""
+
+import argparse
+from pathlib import Path
+
+import nbformat
+from nbconvert import HTMLExporter
+
+from ticketlib.paths import replace_atomically
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def write_report(notebook: str | Path, target: str | Path, *, title: str = "") -> Path:
+    """An HTML file with the text, tables and figures of an executed notebook.
+
+    Cells tagged `verdict` come first, cells tagged `parameters` or `no-report` are left out, and
+    so are widgets, which need a running kernel. The file needs no network.
+
+    Args:
+        notebook: An executed notebook, as papermill leaves it or as JupyterLab saves it.
+        target: The file to write, such as `run.report_html`.
+        title: Heading; "" names the folder that the file goes to, which is the run's.
+
+    Raises:
+        FileNotFoundError: If there is no such notebook.
+        ValueError: If a cell failed, or none has been executed.
+    """
+    notebook = Path(notebook)
+    if not notebook.is_file():
+        raise FileNotFoundError(f"{notebook} not found. Run the notebook with papermill first.")
+    content = nbformat.read(notebook, as_version=4)
+    outputs = [output for cell in content.cells for output in cell.get("outputs", [])]
+    if any(output.output_type == "error" for output in outputs):
+        raise ValueError(f"A cell of {notebook} failed. Mend that and run the notebook again.")
+    if not outputs:
+        raise ValueError(f"{notebook} has no outputs. Run it, and save it, before it is published.")
+    for cell in content.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
+        cell["outputs"] = [o for o in cell.get("outputs", []) if o.get("data", True)]
+        if cell.cell_type == "markdown":
+            del cell["outputs"]
+    tags = [set(cell.metadata.get("tags", [])) for cell in content.cells]
+    kept = [
+        ("verdict" not in own, number)
+        for number, own in enumerate(tags)
+        if not own & {"parameters", "injected-parameters", "no-report"}
+    ]
+    title = title or f"Ticket routing: {Path(target).resolve().parent.name}"
+    heading = nbformat.v4.new_markdown_cell(f"# {title}")
+    content.cells = [heading, *(content.cells[number] for _, number in sorted(kept))]
+    exporter = HTMLExporter(
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        embed_images=True,
+        mathjax_url="",
+        require_js_url="",
+        jquery_url="",
+    )
+    html, _ = exporter.from_notebook_node(content, resources={"metadata": {"name": title}})
+    with replace_atomically(Path(target)) as file:
+        file.write_text(html, encoding="utf-8")
+    return Path(target)
+
+
+def main() -> None:
+    """Write report.html into the folder above the notebook's, or where it is told to."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("target", type=Path, nargs="?")
+    options = parser.parse_args()
+    target = options.target or options.notebook.resolve().parents[1] / "report.html"
+    print(write_report(options.notebook, target))
+
+
+if __name__ == "__main__":
+    main()
