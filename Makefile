@@ -89,9 +89,11 @@ tutorial: $(INSTALLED) ## Run the four notebooks headless, from the CSV to the e
 				echo "Stopped in $$notebook. As far as it got: $(RESULTS)/notebooks/$$notebook.ipynb" >&2; \
 				exit $$status; }; \
 	done
+	@$(PY) -m ticketlib.publish '$(RESULTS)/notebooks/04_evaluate_and_export.ipynb' '$(RESULTS)/report.html'
 	@echo
 	@echo 'Done. All of it is in $(RESULTS):'
 	@echo '  notebooks/          the four notebooks with their output and figures'
+	@echo '  report.html         the verdict and the figures, without code, for those who decide'
 	@echo '  dataset/report.csv  what was changed in the tickets, and why'
 	@echo '  metrics.json        accuracy, macro-F1 and the rest, beside the baselines'
 	@echo '  figures/            the figures'

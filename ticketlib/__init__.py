@@ -5,9 +5,19 @@ The data's way through the package; a module imports only modules above it:
 =============  ====================================================================================
 `paths`        names every file of a run once; resolves inputs; writes atomically
 `logs`         sends the chatter of libraries to a file
-`tickets`      CSV of any helpdesk -> clean DataFrame, plus a report of what was changed
+`encoding`     which encoding a text file has
+`table`        what a file holds: text, with the line of each record
+`delimited`    CSV and its relatives -> table
+`readers`      CSV, JSON Lines, Parquet, .zip -> table
+`cleaning`     repairs of a ticket's text: HTML, literal line breaks, control characters, quotes
+`report`       what was changed in an export, and what looks wrong in it
+`columns`      which columns are meant, with suggestions
+`tickets`      any helpdesk's export -> clean DataFrame, plus the report
+`neighbors`    which tickets are in similar words
 `splits`       paraphrase groups; stratified, grouped, reproducible split
+`explore`      missing fields, telling words, labels that disagree with their neighbors
 `prompts`      ticket -> prompt and answer text; answer -> queue
+`rendering`    the same in tokens: counted, cut to fit, as records
 `jsonl`        the training, validation and test files that NeMo reads
 `profiles`     tiny, gpt-oss-20b, gpt-oss-120b: settings as data; download of the base
 `cpu`          what Megatron-Core needs patched where there is no CUDA
@@ -16,8 +26,19 @@ The data's way through the package; a module imports only modules above it:
 `training`     the recipe, running it, the loss history
 `export`       merge in fp32 and export
 `scoring`      tickets -> label probabilities; free generation for comparison
-`metrics`      accuracy, macro-F1 with confidence intervals, baselines
-`plots`        figures that return their Axes
+`predictions`  true queues and probabilities as numbers, checked
+`intervals`    bootstrap by paraphrase group, Wilson's interval
+`metrics`      accuracy, macro-F1 and the rest, overall, by queue, language, length
+`baselines`    the largest queue, TF-IDF; what a random split flatters
+`comparison`   whether one model beats another, in words
+`calibration`  temperature scaling, reliability
+`handoff`      what a threshold routes automatically, and how much of it right
+`thresholds`   the threshold that meets a target accuracy
+`routing`      a ticket's queue from an exported run
+`runs`         several runs side by side
+`publish`      an executed notebook as a report without code
+`plots`        figures of training and results that return their Axes
+`ticket_plots` figures of tickets
 `widgets`      ipywidgets around functions that also work without them
 =============  ====================================================================================
 
