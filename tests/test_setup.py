@@ -243,7 +243,10 @@ def test_folder_of_someone_else_is_left_alone(checkout):
 def test_tutorial_runs_the_notebooks_in_order_with_their_parameters(checkout):
     done = checkout.make("tutorial", "VENV=", "RUN_NAME=first", "TICKETS=mine.csv")
     assert done.returncode == 0, done.stderr
-    calls = checkout.calls()
+    *calls, publish = checkout.calls()
+    results = "nemo-experiments/results/first"
+    executed = f"{results}/notebooks/04_evaluate_and_export.ipynb"
+    assert publish == f"-m ticketlib.publish {executed} {results}/report.html"
     assert [Path(call.split()[2]).stem for call in calls] == NOTEBOOKS
     for call, takes_tickets in zip(calls, [True, True, False, False], strict=True):
         assert call.startswith("-m papermill notebooks/")

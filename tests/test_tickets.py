@@ -257,6 +257,8 @@ def test_missing_columns_are_named_with_near_ones(load):
     # A name that was asked for must be there; only the default may be missing.
     with pytest.raises(ValueError, match="no column 'Lang'.*language_column="):
         load("subject,body,queue,language\na,b,c,d\n", language_column="Lang")
+    with pytest.raises(ValueError, match=r"Try queue_column='x.Queue' \(or "):
+        load("body,x.Queue,y.queue\na,b,c\n", queue_column="queues")
     with pytest.raises(ValueError, match="Try queue_column='Group'.* No column looks like body"):
         load("Id,Group\n1,a\n")
     with pytest.raises(ValueError, match="'c59'] and 40 more.*No column looks like body or queue"):
