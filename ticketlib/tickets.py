@@ -175,8 +175,7 @@ def _clean(tickets: pd.DataFrame, report: Report, drop_quotes: bool) -> pd.DataF
         values = tickets[column].tolist()
         for change, repair, columns in repairs:
             if column in columns:
-                repaired = {value: repair(value) for value in {*values}}
-                new = [repaired[value] for value in values]
+                new = [repair(value) for value in values]
                 changed = [i for i, value in enumerate(values) if new[i] != value]
                 ids = tickets["ticket_id"].to_numpy()[changed]
                 report.note(
