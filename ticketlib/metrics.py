@@ -5,7 +5,6 @@ Throughout, `truth` holds the true queue of each of n tickets, `queues` all q qu
 probable queue (the first of equals).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from sklearn.metrics import (
 )
 
 from ticketlib.intervals import draw_groups, middle_95, resample_scores
-from ticketlib.paths import replace_atomically
+from ticketlib.paths import write_json
 from ticketlib.predictions import check_probabilities, encode_both, predict_queues
 
 
@@ -251,21 +250,17 @@ def top_mistakes(
     return table[true != predicted].nlargest(n, "probability")
 
 
-def write_metrics(path: str | Path, metrics: Mapping) -> None:
+def write_metrics(path: str | Path, metrics: Mapping) -> Path:
     """Write figures as one flat JSON object, whole or not at all.
 
-    `{"tuned": {"accuracy": 0.8}}` becomes `{"tuned.accuracy": 0.8}`. The notebooks write the
-    figures of `summarize` under the names `majority`, `tfidf`, `untuned` and `tuned`, and those of
-    `mcnemar` under the names of the two models, such as `tuned_vs_tfidf`.
+    `{"tuned": {"accuracy": 0.8}}` becomes `{"tuned.accuracy": 0.8}`. The README lists the keys that
+    notebook 04 writes.
 
     Raises:
         ValueError: If a figure is NaN or infinite, which JSON does not have.
         TypeError: If a value is neither text nor number.
     """
-    flat = _flatten(metrics)
-    text = json.dumps(flat, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with replace_atomically(Path(path)) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return write_json(path, _flatten(metrics))
 
 
 def _flatten(metrics: Mapping, prefix: str = "") -> dict[str, str | float | int | bool]:

@@ -241,7 +241,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
             remove(leftover)
 
 
-def write_json(path: Path, content: object) -> Path:
+def write_json(path: str | Path, content: object) -> Path:
     """A JSON file in UTF-8, written atomically.
 
     Args:
@@ -251,9 +251,9 @@ def write_json(path: Path, content: object) -> Path:
     Raises:
         ValueError: If it holds NaN or infinity, which JSON does not know.
     """
-    with replace_atomically(path) as file:
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        file.write_text(text, encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with replace_atomically(Path(path)) as file:
+        file.write_text(text, encoding="utf-8", newline="\n")
     return Path(path)
 
 
