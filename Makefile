@@ -102,8 +102,9 @@ tutorial: $(INSTALLED) ## Run the four notebooks headless, from the CSV to the e
 lab: $(INSTALLED) ## Open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --ServerApp.root_dir='$(CURDIR)' $(LAB_ARGS) notebooks/01_explore_tickets.ipynb
 
+# Two processes of one thread each: threads of the tiny models wait for each other more than they work.
 test: $(INSTALLED) ## Run all tests, the notebooks included; PYTEST_ARGS="-m 'not notebook'" leaves those out
-	$(PY) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## Check code, notebooks and reStructuredText
 	$(PY) -m ruff check $(SOURCES)

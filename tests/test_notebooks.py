@@ -9,36 +9,18 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import pandas as pd
 import papermill
 import pytest
+from notebook_runner import NAMES, ROOT, execute
 from papermill.exceptions import PapermillExecutionError
 
 from ticketlib.paths import Run
 
-ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NAMES = ["01_explore_tickets", "02_prepare_jsonl", "03_train_lora", "04_evaluate_and_export"]
 SHARED_PARAMETERS = {"run_name", "profile", "seed", "experiments_dir"}
-
-
-def execute(name, run, **parameters):
-    """Run one notebook; parameters that it does not have are left out."""
-    source = ROOT / "notebooks" / f"{name}.ipynb"
-    known = papermill.inspect_notebook(source)
-    parameters = {"experiments_dir": str(run.experiments), "run_name": run.run_name} | parameters
-    run.notebooks.mkdir(parents=True, exist_ok=True)
-    return papermill.execute_notebook(
-        source,
-        run.notebooks / source.name,
-        {key: value for key, value in parameters.items() if key in known},
-        kernel_name="python3",
-        cwd=ROOT,
-        progress_bar=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -192,19 +174,6 @@ def test_training_that_was_killed_can_be_run_again(demo, tmp_path):
 def test_a_missing_step_is_named(tmp_path, name):
     with pytest.raises(PapermillExecutionError, match="Run 02_prepare_jsonl.ipynb with run_name"):
         execute(name, Run("empty", str(tmp_path)))
-
-
-@pytest.mark.notebook
-def test_series_runs_on_real_tickets(shared, tmp_path):
-    files = sorted((shared / "data").glob("aa_dataset*.csv"))
-    if not files:
-        pytest.skip(f"{shared}/data holds no aa_dataset file")
-    run = Run("real", str(tmp_path))
-    for name in NAMES:
-        execute(name, run, tickets_csv=str(files[0]), max_steps=10, generate_tickets=10)
-    figures = json.loads(run.metrics.read_text("utf-8"))
-    assert figures["tuned.n"] > 100
-    assert figures["tuned.accuracy"] > 0
 
 
 def test_there_are_four_notebooks_in_order():

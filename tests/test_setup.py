@@ -210,7 +210,7 @@ def test_environment_is_made_once_and_again_when_pins_change(checkout):
     assert "-c constraints.txt -e .[test,dev]" in called
     assert "-m pip check" in called
     assert checkout.make("install", "test").returncode == 0
-    assert checkout.calls() == ["-m pytest"]
+    assert checkout.calls() == ["-m pytest -n 2 --dist loadfile"]
     for name in ("pyproject.toml", "constraints.txt"):
         installed = (checkout.folder / ".venv/installed").stat().st_mtime
         os.utime(checkout.folder / name, (installed + 2, installed + 2))
@@ -223,7 +223,7 @@ def test_environment_is_made_once_and_again_when_pins_change(checkout):
 def test_unfinished_install_does_not_count(checkout, step):
     (checkout.folder / "fail").write_text(step)
     assert checkout.make("test").returncode != 0
-    assert "-m pytest" not in checkout.calls()
+    assert not any(call.startswith("-m pytest") for call in checkout.calls())
     (checkout.folder / "fail").unlink()
     assert checkout.make("test").returncode == 0
     assert any(call.startswith("-m pip install") for call in checkout.calls())

@@ -1,0 +1,24 @@
+"""Runs a notebook as papermill does, for tests."""
+
+from pathlib import Path
+
+import papermill
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["01_explore_tickets", "02_prepare_jsonl", "03_train_lora", "04_evaluate_and_export"]
+
+
+def execute(name, run, **parameters):
+    """Run one notebook; parameters that it does not have are left out."""
+    source = ROOT / "notebooks" / f"{name}.ipynb"
+    known = papermill.inspect_notebook(source)
+    parameters = {"experiments_dir": str(run.experiments), "run_name": run.run_name} | parameters
+    run.notebooks.mkdir(parents=True, exist_ok=True)
+    return papermill.execute_notebook(
+        source,
+        run.notebooks / source.name,
+        {key: value for key, value in parameters.items() if key in known},
+        kernel_name="python3",
+        cwd=ROOT,
+        progress_bar=False,
+    )
