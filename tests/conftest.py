@@ -1,6 +1,8 @@
 """What several test files share."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,14 @@ settings.register_profile("ticketlib", deadline=None, derandomize=True)
 settings.load_profile("ticketlib")
 
 ROOT = Path(__file__).parents[1]
+
+
+def import_script(path: Path):
+    """A script that lies in no package, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

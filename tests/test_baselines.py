@@ -1,16 +1,13 @@
 """Baselines learn from training tickets alone, and a random split flatters them measurably."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT, import_script
 
 from ticketlib import baselines, metrics
 
 QUEUES = ["Human Resources", "Billing and Payments", "General Inquiry", "Sales", "IT"]
-ROOT = Path(__file__).parents[1]
 
 
 TRAINING = pd.DataFrame(
@@ -58,10 +55,7 @@ def test_bad_input_is_named():
 
 
 def generate_tickets(n, seed):
-    spec = importlib.util.spec_from_file_location("make_tickets", ROOT / "data" / "make_tickets.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.generate_tickets(n, seed)
+    return import_script(ROOT / "data" / "make_tickets.py").generate_tickets(n, seed)
 
 
 def test_a_random_split_flatters_where_there_are_paraphrases_only():

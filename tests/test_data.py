@@ -8,25 +8,17 @@ tokenizer loses no character, its prompt is that of the chat template, and it na
 tickets that it has not seen, but does not know queues.
 """
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import import_script
 
 DATA = Path(__file__).parents[1] / "data"
 TINY = DATA / "tiny-gpt-oss"
-
-
-def import_script(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 make_tickets = import_script(DATA / "make_tickets.py")

@@ -3,14 +3,13 @@
 Label noise is measured where it is known: on generated tickets with labels wrong on purpose.
 """
 
-import importlib.util
 import re
 import tracemalloc
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, import_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency
@@ -25,9 +24,7 @@ from ticketlib.tickets import load_tickets
 @pytest.fixture(scope="module")
 def generate():
     """A function from number and seed to generated tickets, with the queue that is right."""
-    spec = importlib.util.spec_from_file_location("make_tickets", ROOT / "data" / "make_tickets.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = import_script(ROOT / "data" / "make_tickets.py")
 
     def generate(n, seed):
         tickets = module.generate_tickets(n, seed)

@@ -83,8 +83,7 @@ def texts(ax):
     return [text.get_text() for text in ax.texts]
 
 
-@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
-def test_draws_on_the_axes_given_or_on_new_ones_and_changes_no_settings(draw):
+def assert_draws_where_told_and_changes_no_settings(draw):
     before = dict(matplotlib.rcParams)
     own = draw()
     _, ax = plt.subplots()
@@ -92,6 +91,11 @@ def test_draws_on_the_axes_given_or_on_new_ones_and_changes_no_settings(draw):
     assert own is not ax and own.figure is not ax.figure
     assert dict(matplotlib.rcParams) == before
     assert ax.get_xlabel() and not ax.get_title()
+
+
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_draws_on_the_axes_given_or_on_new_ones_and_changes_no_settings(draw):
+    assert_draws_where_told_and_changes_no_settings(draw)
 
 
 def assert_nothing_is_cut_or_overlaps(ax):

@@ -8,7 +8,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from test_plots import QUEUES, TICKETS, assert_nothing_is_cut_or_overlaps, texts
+from test_plots import (
+    QUEUES,
+    TICKETS,
+    assert_draws_where_told_and_changes_no_settings,
+    assert_nothing_is_cut_or_overlaps,
+    texts,
+)
 
 from ticketlib import explore, plots, ticket_plots
 
@@ -82,13 +88,7 @@ def close_figures():
 
 @pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
 def test_draws_on_the_axes_given_or_on_new_ones_and_changes_no_settings(draw):
-    before = dict(matplotlib.rcParams)
-    own = draw()
-    _, ax = plt.subplots()
-    assert draw(ax) is ax
-    assert own is not ax and own.figure is not ax.figure
-    assert dict(matplotlib.rcParams) == before
-    assert ax.get_xlabel() and not ax.get_title()
+    assert_draws_where_told_and_changes_no_settings(draw)
 
 
 @pytest.mark.parametrize("of", TABLES)

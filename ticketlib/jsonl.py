@@ -6,16 +6,15 @@ that it cannot use. So records are checked when written and when read, and stale
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ticketlib.paths import replace_atomically
 from ticketlib.readers import parse_json
+from ticketlib.table import SURROGATE
 
 # Line ends to str.splitlines and to some readers, but ordinary characters in JSON.
 _LINE_ENDS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping]) -> Path:
@@ -124,7 +123,7 @@ def _find_fault(record: object) -> str:
             return f"{key!r} is {text!r} ({type(text).__name__}); it must be text"
         if not text.strip():
             return f"{key!r} is empty"
-        if _SURROGATE.search(text):
+        if SURROGATE.search(text):
             return f"{key!r} has half of a surrogate pair, which is no character"
     # NeMo strips spaces and nothing else, so that these would give the answer other tokens than
     # the model sees at inference. A single space between the two is what "plain" joins them with.

@@ -33,17 +33,16 @@ def write_report(notebook: str | Path, target: str | Path, *, title: str = "") -
     if not notebook.is_file():
         raise FileNotFoundError(f"{notebook} not found. Run the notebook with papermill first.")
     content = nbformat.read(notebook, as_version=4)
-    outputs = [output for cell in content.cells for output in cell.get("outputs", [])]
+    code = [cell for cell in content.cells if cell.cell_type == "code"]
+    outputs = [output for cell in code for output in cell.outputs]
     if any(output.output_type == "error" for output in outputs):
         raise ValueError(f"A cell of {notebook} failed. Mend that and run the notebook again.")
     if not outputs:
         raise ValueError(f"{notebook} has no outputs. Run it, and save it, before it is published.")
-    for cell in content.cells:
-        for output in cell.get("outputs", []):
+    for cell in code:
+        for output in cell.outputs:
             output.get("data", {}).pop(WIDGET, None)
-        cell["outputs"] = [o for o in cell.get("outputs", []) if o.get("data", True)]
-        if cell.cell_type == "markdown":
-            del cell["outputs"]
+        cell.outputs = [output for output in cell.outputs if output.get("data", True)]
     tags = [set(cell.metadata.get("tags", [])) for cell in content.cells]
     kept = [
         ("verdict" not in own, number)
