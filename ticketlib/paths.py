@@ -1,5 +1,6 @@
 """Where things are: the project, the inputs, and every file of a run, each named once."""
 
+import errno
 import json
 import os
 import shutil
@@ -133,14 +134,24 @@ class Run:
         return self.folder / "training.json"
 
     @property
-    def merged(self) -> Path:
-        """Base and adapter merged, in NeMo's format."""
-        return self.folder / "merged"
-
-    @property
     def exported(self) -> Path:
         """The result: full weights in Hugging Face format."""
         return self.folder / "exported"
+
+    @property
+    def exported_mxfp4(self) -> Path:
+        """The same with the experts in 4 bits, as OpenAI releases gpt-oss."""
+        return self.folder / "exported-mxfp4"
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter alone, in PEFT's format."""
+        return self.folder / "adapter"
+
+    @property
+    def proof(self) -> Path:
+        """How far what was exported is from what was trained."""
+        return self.folder / "proof.json"
 
     @property
     def predictions(self) -> Path:
@@ -239,6 +250,28 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     finally:
         for leftover in (temporary, old):
             remove(leftover)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise before something is begun that the disk cannot hold.
+
+    Args:
+        folder: Where it is to be written; its nearest existing parent is asked.
+        needed: Bytes.
+
+    Raises:
+        OSError: With what is needed and what is free.
+    """
+    folder = Path(folder).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free. Remove old runs, "
+            "or set experiments_dir to a larger disk",
+            str(folder),
+        )
 
 
 def write_json(path: str | Path, content: object) -> Path:
