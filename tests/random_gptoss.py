@@ -84,11 +84,11 @@ def save(folder: Path, dtype: torch.dtype = torch.float32, **kwargs) -> Path:
     return folder
 
 
-def import_base(folder: Path, output: Path) -> Path:
-    """Import a Hugging Face folder into NeMo in float32, as notebook 03 does."""
+def import_base(folder: Path, output: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Import a Hugging Face folder into NeMo, as notebook 03 does."""
     from nemo.collections import llm
 
     from ticketlib import gptoss
 
-    model = gptoss.build_model(folder, torch.float32)
-    return llm.import_ckpt(model, f"hf://{folder}", output_path=output, dtype=torch.float32)
+    model = gptoss.build_model(folder, dtype)
+    return llm.import_ckpt(model, f"hf://{folder}", output_path=output, dtype=dtype)

@@ -1,23 +1,29 @@
-"""gpt-oss in NeMo, corrected: config, model, importer and exporter.
+"""gpt-oss in NeMo, corrected: config, layers, model, importer and exporter.
 
-NeMo 2.7.3's own gpt-oss classes read two fields of the Hugging Face config, know one weight
-layout, cancel YaRN's attention factor and show one key too many in the sliding window. The classes
-here subclass them and put that right; `tests/test_gptoss.py` shows that logits equal transformers'
-`GptOssForCausalLM` and that each correction matters. Importing this module imports NeMo (8 s).
+NeMo 2.7.3's own gpt-oss classes read two fields of the Hugging Face config, cancel YaRN's attention
+factor and show one key too many in the sliding window. The classes here subclass them and put that
+right; `tests/test_gptoss.py` shows that logits equal transformers' `GptOssForCausalLM` and that
+each correction matters. The importer and the exporter take the weights one by one (`convert`).
+Importing this module imports NeMo (8 s).
 """
 
-import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from unittest import mock
 
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch.trainer.connectors import accelerator_connector
-from megatron.core import parallel_state
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import apply_factories
 from megatron.core.fusions.fused_bias_geglu import quick_gelu
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.layers import RowParallelLinear
@@ -27,14 +33,19 @@ from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTo
 from nemo.collections.llm.gpt.model import gpt_oss as stock
 from nemo.collections.llm.gpt.model.base import gpt_forward_step
 from nemo.lightning import io, teardown
-from nemo.lightning.io.state import TransformFns, _ModelState
-from safetensors import safe_open
-from transformers import AutoConfig, GenerationConfig, GptOssForCausalLM
-from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+from transformers import GenerationConfig
 
+from ticketlib import convert
+from ticketlib.checkpoint import (
+    Weights,
+    count_bytes,
+    describe_model,
+    load_config,
+    write_folder,
+)
+from ticketlib.checksums import write_checksums
 from ticketlib.cpu import patch_for_cpu
-
-SERVING_FILES = ("generation_config.json", "chat_template.jinja", "tokenizer*", "special_tokens*")
+from ticketlib.paths import require_space
 
 
 def answers_forward_step(model, batch: dict) -> torch.Tensor:
@@ -137,11 +148,7 @@ def config_from_hf(folder: Path, dtype: torch.dtype, make: Callable | None = Non
         ValueError: The config is not of gpt-oss, or holds a setting that NeMo's model does not
             have.
     """
-    hf = AutoConfig.from_pretrained(str(folder))
-    if hf.model_type != "gpt_oss":
-        raise ValueError(
-            f'{folder} holds a model of type "{hf.model_type}"; "gpt_oss" is accepted.'
-        )
+    hf = load_config(folder)
     layers = ["sliding_attention", "full_attention"] * (hf.num_hidden_layers // 2 + 1)
     if hf.layer_types != layers[: hf.num_hidden_layers]:
         raise ValueError(
@@ -200,102 +207,87 @@ def build_model(folder: Path, dtype: torch.dtype) -> GptOssModel:
     return GptOssModel(config_from_hf(folder, dtype))
 
 
+def config_of(checkpoint: Path) -> GptOssConfig:
+    """Give the config that a NeMo checkpoint of ours was made with."""
+    return io.load_context(Path(checkpoint) / "context", subpath="model.config")
+
+
 def hf_folder_of(checkpoint: Path) -> Path:
-    """Give the Hugging Face folder of the base of any NeMo checkpoint of ours."""
-    return Path(io.load_context(Path(checkpoint) / "context", subpath="model.config").hf_folder)
-
-
-def fingerprint(folder: Path) -> str:
-    """Give eight hex digits that change with the files of a folder (config; name, size, time)."""
-    digest = hashlib.sha256((Path(folder) / "config.json").read_bytes())
-    for file in sorted(Path(folder).glob("*.safetensors")):
-        digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
-    return digest.hexdigest()[:8]
-
-
-def read_hf_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Read all weights of a gpt-oss folder by the names and shapes that transformers gives them.
-
-    Experts stored as MXFP4 (`*_blocks` and `*_scales`, OpenAI's release) come out as bfloat16
-    `[experts, in, out]`, dequantized by transformers; BF16 files have that layout already.
+    """Give the Hugging Face folder of the base of any NeMo checkpoint of ours.
 
     Raises:
-        FileNotFoundError: The folder holds no `.safetensors`.
-        ValueError: Names or shapes differ from what `config.json` asks for.
+        FileNotFoundError: It is no longer where it was imported from.
     """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no .safetensors file.")
-    weights = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            weights.update({name: tensors.get_tensor(name) for name in tensors.keys()})
-    for name in [name for name in weights if name.endswith("_blocks")]:
-        stem = name.removesuffix("_blocks")
-        blocks, scales = weights.pop(name), weights.pop(f"{stem}_scales")
-        weights[stem] = convert_moe_packed_tensors(blocks, scales).cpu()
-    with torch.device("meta"):
-        expected = GptOssForCausalLM(AutoConfig.from_pretrained(str(folder))).state_dict()
-    faults = [f"missing {name}" for name in expected.keys() - weights.keys()]
-    faults += [f"unexpected {name}" for name in weights.keys() - expected.keys()]
-    faults += [
-        f"{name} has shape {tuple(weights[name].shape)}, the config asks for {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    if faults:
-        raise ValueError(
-            f"{folder} does not fit its config.json: " + "; ".join(sorted(faults)[:10])
+    folder = Path(config_of(checkpoint).hf_folder)
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"{folder}, the base of {checkpoint}, is no longer there. Put it back; its config, its "
+            "tokenizer and the weights that training left alone are taken from it."
         )
-    return weights
+    return folder
 
 
-def _name_pairs(config) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Give Hugging Face name -> NeMo name, and the two expert matrices' name patterns."""
-    local = not config.moe_grouped_gemm
-    plain = {
-        "model.embed_tokens.weight": "embedding.word_embeddings.weight",
-        "model.norm.weight": "decoder.final_layernorm.weight",
-        "lm_head.weight": "output_layer.weight",
-        "**.input_layernorm.weight": "**.input_layernorm.weight"
-        if local
-        else "**.self_attention.linear_qkv.layer_norm_weight",
-        "**.self_attn.o_proj.bias": "**.self_attention.linear_proj.bias",
-        "**.self_attn.o_proj.weight": "**.self_attention.linear_proj.weight",
-        "**.self_attn.sinks": "**.self_attention.core_attention.softmax_offset",
-        "**.post_attention_layernorm.weight": "**.pre_mlp_layernorm.weight",
-        "**.mlp.router.bias": "**.mlp.router.bias",
-        "**.mlp.router.weight": "**.mlp.router.weight",
+@torch.no_grad()
+def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Fill a NeMo model in place from weights by transformers' names, one after another.
+
+    Args:
+        model: Megatron's `GPTModel`, perhaps with fewer layers; an adapter stays as it is.
+        weights: Such as `checkpoint.Weights`.
+
+    Raises:
+        ValueError: The two do not have the same parameters.
+    """
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_meta:  # Transformer Engine's, before an import
+                module.register_parameter(
+                    name, torch.nn.Parameter(torch.empty_like(parameter, device="cpu"))
+                )
+    empty = {
+        name.replace(".to_wrap.", "."): parameter
+        for name, parameter in model.named_parameters()
+        if ".adapter." not in name
     }
-    one = "local_experts.*.{}.{}" if local else "{}.{}*"
-    experts = [
-        (f"**.mlp.experts.{hf}{suffix}", "**.mlp.experts." + one.format(fc, kind))
-        for hf, fc in (("gate_up_proj", "linear_fc1"), ("down_proj", "linear_fc2"))
-        for suffix, kind in (("", "weight"), ("_bias", "bias"))
-    ]
-    return plain, experts
+    unknown = []
+    for name, tensor in convert.to_nemo(weights, model.config):
+        if name in empty and empty[name].shape == tensor.shape:
+            empty.pop(name).copy_(tensor)
+        else:
+            unknown.append(name)
+    if empty or unknown:
+        raise ValueError(
+            f"NeMo's model does not take these weights. Without a value: {sorted(empty)}; "
+            f"unknown or of another shape: {unknown}."
+        )
 
 
-def _qkv(kind: str) -> tuple[str, ...]:
-    return tuple(f"**.self_attn.{letter}_proj.{kind}" for letter in "qkv")
+@contextmanager
+def _saving_without_a_copy() -> Iterator[None]:
+    """Let Megatron-Core save a model that is no longer needed in the memory that it has.
 
+    It saves gates and ups of the experts apart, as views of one weight, and copies every view:
+    half of the model again. Here each pair takes the place of its weight.
+    """
 
-def _split_experts(name: str) -> Callable:
-    """[experts, in, out] -> [out, in] each; HF interleaves gate and up rows, NeMo does not."""
+    def save_views(sharded_state_dict, *args, **kwargs):
+        apply_factories(sharded_state_dict)
+        views = defaultdict(list)
+        for tensor in nested_values(sharded_state_dict):
+            if isinstance(tensor, ShardedTensor):
+                storage = tensor.data.untyped_storage()
+                if storage.size() != tensor.data.numel() * tensor.data.itemsize:
+                    views[storage.data_ptr()].append(tensor)
+        for halves in views.values():
+            storage = halves[0].data.untyped_storage()
+            for tensor in halves:
+                tensor.data = tensor.data.detach().clone()
+            storage.resize_(0)
+        return save(sharded_state_dict, *args, **kwargs)
 
-    def split(x: torch.Tensor) -> list[torch.Tensor]:
-        each = [expert.t() if expert.dim() == 2 else expert for expert in x]
-        return [stock._interleave(e) if "gate_up" in name else e for e in each]
-
-    return split
-
-
-def _stack_experts(name: str) -> Callable:
-    def stack(*each: torch.Tensor) -> torch.Tensor:
-        each = [stock._uninterleave(e) if "gate_up" in name else e for e in each]
-        return torch.stack([e.t() if e.dim() == 2 else e for e in each]).contiguous()
-
-    return stack
+    save = dist_checkpointing.save
+    with mock.patch.object(dist_checkpointing, "save", save_views):
+        yield
 
 
 @io.model_importer(GptOssModel, "hf")
@@ -306,30 +298,37 @@ class GptOssImporter(stock.HFGPTOSSImporter):
         return GptOssModel(self.config, tokenizer=self.tokenizer)
 
     def apply(self, output_path: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
-        """Read, convert and save; `dtype` of the imported parameters."""
+        """Check, read, convert and save; in memory are the model and one tensor of the folder.
+
+        Args:
+            output_path: NeMo checkpoint to write.
+            dtype: Of the imported parameters.
+
+        Raises:
+            ValueError: As `checkpoint.Weights`, before anything is read; or a weight is not
+                finite, before anything is saved.
+        """
         self.dtype = dtype
+        weights = Weights(self)
+        require_space(output_path, count_bytes(describe_model(weights.config, dtype)))
         target = self.init()
         trainer = self.nemo_setup(target)
-        self.convert_state(_ModelState(read_hf_weights(self)), target)
-        self.nemo_save(output_path, trainer)
+        load_weights(target.module, weights)
+        if weights.nonfinite:
+            raise ValueError(f"{self} is damaged: {'; '.join(weights.nonfinite)}.")
+        with _saving_without_a_copy():
+            self.nemo_save(output_path, trainer)
+        write_checksums(output_path)
         teardown(trainer, target)
         return output_path
 
-    def convert_state(self, source, target):  # noqa: D102
-        plain, experts = _name_pairs(self.config)
-        merge = {"weight": TransformFns.merge_qkv, "bias": TransformFns.merge_qkv_bias}
-        transforms = [
-            io.state_transform(_qkv(kind), f"**.self_attention.linear_qkv.{kind}", fn)
-            for kind, fn in merge.items()
-        ] + [io.state_transform(hf, nemo, _split_experts(hf)) for hf, nemo in experts]
-        return io.apply_transforms(source, target, plain, transforms, cast_dtype=self.dtype)
-
     @cached_property
     def tokenizer(self) -> AutoTokenizer:  # noqa: D102
-        # A folder of its own: the stock importer shares one fixed folder between all processes.
-        return AutoTokenizer(
-            self.save_hf_tokenizer_assets(str(self), tempfile.mkdtemp(prefix="tokenizer-"))
-        )
+        # Not `save_hf_tokenizer_assets`: it trusts the base's code, and all processes share its
+        # one fixed folder.
+        folder = tempfile.mkdtemp(prefix="tokenizer-")
+        AutoTokenizer(str(self), trust_remote_code=False).tokenizer.save_pretrained(folder)
+        return AutoTokenizer(folder)
 
     @cached_property
     def config(self) -> GptOssConfig:  # noqa: D102
@@ -338,41 +337,22 @@ class GptOssImporter(stock.HFGPTOSSImporter):
 
 @io.model_exporter(GptOssModel, "hf")
 class GptOssExporter(stock.HFGPTOSSExporter):
-    """NeMo gpt-oss -> Hugging Face folder that a server can load; used by `llm.export_ckpt`."""
+    """NeMo gpt-oss -> Hugging Face folder that a server can load; used by `llm.export_ckpt`.
 
-    trust_remote_code = False  # The stock exporter reads it and never sets it
-
-    @cached_property
-    def nemo_config(self) -> GptOssConfig:  # noqa: D102
-        return io.load_context(str(self), subpath="model.config")
-
-    @cached_property
-    def config(self):
-        """The base's own config; only the dtype changes, and no stale quantization stays."""
-        config = AutoConfig.from_pretrained(self.nemo_config.hf_folder)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        return config
+    For checkpoints of all parameters; `export` merges an adapter without NeMo's model.
+    """
 
     def apply(self, output_path: Path, max_shard_size: str = "5GB") -> Path:
-        """Convert and save, with generation config, tokenizer and chat template of the base."""
-        source, _ = self.nemo_load(str(self))
-        target = self.convert_state(source, self.init(self.nemo_config.params_dtype))
-        base = Path(self.nemo_config.hf_folder)
-        target.generation_config = GenerationConfig.from_pretrained(base)
-        target.cpu().save_pretrained(output_path, max_shard_size=max_shard_size)
-        for pattern in SERVING_FILES:
-            for file in base.glob(pattern):
-                (Path(output_path) / file.name).write_bytes(file.read_bytes())
-        return output_path
+        """Convert and save with the base's config, tokenizer and chat template.
 
-    def convert_state(self, source, target):  # noqa: D102
-        plain, experts = _name_pairs(self.nemo_config)
-        split = {"weight": TransformFns.split_qkv, "bias": TransformFns.split_qkv_bias}
-        transforms = [
-            io.state_transform(f"**.self_attention.linear_qkv.{kind}", _qkv(kind), fn)
-            for kind, fn in split.items()
-        ] + [io.state_transform(nemo, hf, _stack_experts(hf)) for hf, nemo in experts]
-        plain = {nemo: hf for hf, nemo in plain.items()}
-        # Transformer Engine keeps the sinks in float32, whatever the model's dtype.
-        return io.apply_transforms(source, target, plain, transforms, cast_dtype=target.dtype)
+        Args:
+            output_path: Folder to write.
+            max_shard_size: Largest `.safetensors` file.
+        """
+        source, trainer = self.nemo_load(str(self))
+        config, base = config_of(self), hf_folder_of(self)
+        description = describe_model(load_config(base), config.params_dtype)
+        weights = convert.NemoWeights(source.module.state_dict(), config, description)
+        write_folder(output_path, base, description, weights, max_shard_size=max_shard_size)
+        teardown(trainer, source)
+        return output_path

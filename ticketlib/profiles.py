@@ -35,6 +35,7 @@ class Profile:
     lora_targets: tuple[str, ...] = ("linear_qkv", "linear_proj")
     devices: int = 1
     expert_parallel: int = 1
+    parity_layers: int = 0  # Compared in the proofs, the first ones; 0 is all
 
 
 _TINY = Profile(
@@ -79,6 +80,7 @@ _120B = replace(
     micro_batch_size=2,
     devices=8,
     expert_parallel=8,
+    parity_layers=4,  # The whole model fits no single GPU
 )
 PROFILES = {profile.name: profile for profile in (_TINY, _20B, _120B)}
 
@@ -94,6 +96,17 @@ def get_profile(name: str) -> Profile:
         hint = f' Did you mean "{near[0]}"?' if near else ""
         raise ValueError(f'Unknown profile "{name}". Accepted: {", ".join(PROFILES)}.{hint}')
     return PROFILES[name]
+
+
+def name_base(folder: str | Path) -> str:
+    """Give the name of a base that others know: its repository on the hub, or its folder's name.
+
+    Args:
+        folder: Of a base; one that `locate_base` downloaded is known by its last two parts.
+    """
+    hub = [profile.base for profile in PROFILES.values() if not profile.base.startswith("data/")]
+    path = f"/{Path(folder).as_posix()}"
+    return next((name for name in hub if path.endswith(f"/{name}")), Path(folder).name)
 
 
 def locate_base(profile: Profile, models_cache: Path, base_model: str = "") -> Path:

@@ -19,13 +19,10 @@ import torch
 from scipy.special import softmax
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+
+from ticketlib import checkpoint
 
 
 def load_model(
@@ -54,15 +51,10 @@ def load_model(
     torch_dtype = getattr(torch, dtype, None)
     if not (isinstance(torch_dtype, torch.dtype) and torch_dtype.is_floating_point):
         raise ValueError(f'dtype = "{dtype}" is unknown. Use "float32", "bfloat16" or "float16".')
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch_dtype,
-        device_map=device,
-        attn_implementation="eager",
-        local_files_only=True,
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
     )
-    return model.eval(), tokenizer
+    return checkpoint.load_model(folder, torch_dtype, device=device), tokenizer
 
 
 class AnswerTree(NamedTuple):
