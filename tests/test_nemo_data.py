@@ -23,6 +23,7 @@ from nemo.collections.llm.gpt.data import utils
 from transformers import AutoTokenizer
 
 from ticketlib import gptoss, parity, training
+from ticketlib.checksums import write_checksums
 from ticketlib.jsonl import read_jsonl, write_jsonl
 from ticketlib.paths import Run
 from ticketlib.profiles import get_profile
@@ -105,6 +106,7 @@ def case(request, tmp_path_factory, one_process):
         shutil.copy(packed / "tokenizer_config.json", folder)
     imported = tmp_path_factory.mktemp("imported")
     parity.save_parity(imported, {"max_difference": 0.0})
+    write_checksums(imported)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gptoss, "hf_folder_of", lambda checkpoint: TINY)
         wrapped = gptoss.GptOssImporter(folder).tokenizer

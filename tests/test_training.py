@@ -1,57 +1,29 @@
-"""Recipes hold what was asked for, training is repeatable, what is exported is what was trained.
+"""Recipes hold what was asked for, training is repeatable, and the best checkpoint is found.
 
-A random gpt-oss learns a few steps with NeMo. The adapter in NeMo, the merged checkpoint and the
-exported folder in transformers must give the same logits, for LoRA on attention and experts and
-for full training.
+A random gpt-oss learns a few steps with NeMo.
 """
 
-from dataclasses import replace
+import io
 
 import pytest
 import torch
-from nemo.collections import llm
-from random_gptoss import QUEUES, TEXTS, import_base, save
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from random_gptoss import QUEUES, save
+from small_training import PROFILE, import_proved, prepare, train
+from transformers import AutoTokenizer
 
-from ticketlib import export, gptoss, parity, training
+from ticketlib import callbacks, gptoss, inference, resume, training
+from ticketlib.checksums import write_checksums
 from ticketlib.jsonl import read_jsonl, write_jsonl
-from ticketlib.paths import Run
-from ticketlib.profiles import get_profile
+from ticketlib.paths import Run, write_json
 
 TOLERANCE = 1e-5
-PROFILE = replace(
-    get_profile("tiny"), max_steps=8, micro_batch_size=8, global_batch_size=8, seq_length=96
-)
-EXPERTS = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
 
 
 @pytest.fixture(scope="module")
 def experiments(tmp_path_factory):
     folder = tmp_path_factory.mktemp("experiments")
-    import_base(save(folder / "base"), folder / "models" / "base")
-    parity.save_parity(folder / "models" / "base", {"max_difference": 0.0})
+    import_proved(save(folder / "base"), folder / "models" / "base")
     return folder
-
-
-def prepare(experiments, name):
-    run = Run(name, str(experiments))
-    records = [
-        {"input": f"{TEXTS[2]} {i}: {QUEUES[i % 3]}?", "output": f" {QUEUES[i % 3]}"}
-        for i in range(48)
-    ]
-    for path in (run.training_jsonl, run.validation_jsonl, run.test_jsonl):
-        write_jsonl(path, records)
-    return run
-
-
-def train(experiments, name, **settings):
-    run = prepare(experiments, name)
-    recipe = training.make_recipe(
-        run, PROFILE, experiments / "models" / "base", prompt_format="plain", **settings
-    )
-    training.run_recipe(run, recipe)
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -59,70 +31,11 @@ def attention_run(experiments):
     return train(experiments, "attention")
 
 
-def export_run(run):
-    checkpoint = training.find_checkpoint(run)
-    return export.export_checkpoint(run, export.merge_adapter(run, checkpoint)), checkpoint
-
-
-def changed_tensors(experiments, exported):
-    before, after = (load_file(f / "model.safetensors") for f in (experiments / "base", exported))
-    return {name for name in before if not torch.equal(before[name], after[name])}
-
-
-def test_adapter_equals_exported_and_only_targets_change(experiments, attention_run):
-    exported, checkpoint = export_run(attention_run)
-    result = parity.check_parity(exported, checkpoint, TEXTS, dtype="float32", tolerance=TOLERANCE)
-    assert result["same_argmax"] == 1
-    assert changed_tensors(experiments, exported) == {
-        f"model.layers.{layer}.self_attn.{name}_proj.weight"
-        for layer in range(4)
-        for name in "qkvo"
-    }
-
-
-def test_expert_adapters_equal_exported(experiments):
-    run = train(experiments, "experts", lora_targets=EXPERTS, lora_rank=4)
-    exported, checkpoint = export_run(run)
-    parity.check_parity(exported, checkpoint, TEXTS, dtype="float32", tolerance=TOLERANCE)
-    changed = changed_tensors(experiments, exported)
-    assert "model.layers.0.mlp.experts.gate_up_proj" in changed
-    assert "model.layers.3.mlp.experts.down_proj" in changed
-    assert not [name for name in changed if "bias" in name or "router" in name]
-
-
-def test_full_training_exports_without_a_merge(experiments):
-    run = train(experiments, "full", peft_scheme="none", learning_rate=1e-3)
-    exported, checkpoint = export_run(run)
-    parity.check_parity(exported, checkpoint, TEXTS, dtype="float32", tolerance=TOLERANCE)
-    assert "lm_head.weight" in changed_tensors(experiments, exported)
-    assert not run.merged.exists()
-
-
-def test_stock_merge_in_bf16_would_be_off(attention_run, tmp_path):
-    """The correction matters: without it, the same proof fails."""
-    checkpoint = training.find_checkpoint(attention_run)
-    llm.peft.merge_lora(str(checkpoint), str(tmp_path / "merged"))
-    llm.export_ckpt(path=tmp_path / "merged", target="hf", output_path=tmp_path / "hf")
-    with pytest.raises(ValueError, match="differ"):
-        parity.check_parity(
-            tmp_path / "hf", checkpoint, TEXTS, dtype="float32", tolerance=TOLERANCE
-        )
-
-
-def test_exported_folder_loads_and_generates(attention_run):
-    exported, _ = export_run(attention_run)
-    model = AutoModelForCausalLM.from_pretrained(exported)
-    tokenizer = AutoTokenizer.from_pretrained(exported)
-    prompt = tokenizer(TEXTS[2], return_tensors="pt")
-    assert model.generate(**prompt, max_new_tokens=2).shape[1] > prompt["input_ids"].shape[1]
-    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(exported).chat_template
-
-
 def test_loss_on_answers_only_is_the_plain_loss_with_the_same_gradients(experiments):
     """Against NeMo's own forward step, on a batch with padding and with masks of unequal length."""
     from nemo.collections.llm.gpt.model.base import gpt_forward_step
 
-    model = parity.load_model(experiments / "models" / "base", torch.float32).train()
+    model = inference.load_model(experiments / "models" / "base", torch.float32).train()
     tokens = torch.randint(6, 380, (3, 33), generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(3, 32)
     mask[0, 20:25] = mask[1, 28:] = mask[2, 5:7] = 1
@@ -150,37 +63,70 @@ def test_loss_on_answers_only_is_the_plain_loss_with_the_same_gradients(experime
 def test_history_holds_every_step(attention_run):
     history = training.read_history(attention_run)
     assert history["step"].tolist() == list(range(1, 9))
-    assert history["train_loss"].notna().all() and history["val_loss"].notna().sum() == 4
+    assert history["train_loss"].notna().all()
+    assert history.dropna()["step"].tolist() == [3, 6, 8]  # Each third, and the last
     assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0]
     assert attention_run.history.exists()
 
 
-def test_same_seed_gives_the_same_losses_and_replaces_the_run(experiments, attention_run):
+def test_same_seed_gives_the_same_losses_and_a_restart_replaces_the_run(experiments, attention_run):
     again = train(experiments, "again")
     first, second = (training.read_history(run)["train_loss"] for run in (attention_run, again))
     assert second.tolist() == pytest.approx(first.tolist(), abs=1e-5)
     (again.training / "stale").touch()
-    again.exported.mkdir()
-    train(experiments, "again")
+    made_from_it = (again.exported, again.adapter, again.exported_mxfp4)
+    for folder in made_from_it:
+        folder.mkdir()
+    before = again.history.read_bytes()
+    train(experiments, "again")  # It has ended: nothing is done
+    assert all(folder.exists() for folder in made_from_it)
+    assert again.history.read_bytes() == before
+    base = experiments / "models" / "base"
+    recipe = training.make_recipe(again, PROFILE, base, prompt_format="plain", lora_rank=4)
+    training.run_recipe(again, recipe, restart=True)
     assert not (again.training / "stale").exists()
-    assert not again.exported.exists()
+    assert not any(folder.exists() for folder in made_from_it)
+    assert again.history.read_bytes() != before
 
 
-def test_interrupted_training_is_not_taken_for_a_finished_one(experiments):
-    run = prepare(experiments, "interrupted")
-    with pytest.raises(FileNotFoundError, match="Run 03_train_lora.ipynb"):
+def fake_checkpoints(run, losses, finished=True):
+    """Folders with the names that rounding gives, and the losses as they are."""
+    for step, loss in losses.items():
+        shown = float("nan") if loss is None else loss
+        folder = run.training / "checkpoints" / f"step={step}-val_loss={shown:.4f}"
+        progress = {"step": step, "max_steps": max(losses), "val_loss": loss}
+        progress["finished"] = finished and step == max(losses)
+        write_json(folder / resume.PROGRESS_FILE, progress)
+        write_checksums(folder)
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ({5: 0.12344, 40: 0.12336}, 40),  # Both 0.1234 or 0.1233 when rounded
+        ({5: 0.123441, 40: 0.123442}, 5),
+        ({5: 9.5, 40: 10.5}, 5),
+        ({5: 0.25, 40: 0.25}, 5),
+        ({5: None, 40: 3.0}, 40),
+    ],
+)
+def test_the_lowest_validation_loss_counts_not_the_name(tmp_path, losses, best):
+    run = Run("best", str(tmp_path))
+    fake_checkpoints(run, losses)
+    assert training.find_checkpoint(run).name.startswith(f"step={best}-")
+
+
+def test_no_checkpoint_is_given_of_a_training_that_has_not_ended_or_diverged(tmp_path):
+    run = Run("unfinished", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="left no checkpoint. Run 03_train_lora.ipynb"):
         training.find_checkpoint(run)
-    (run.training / "checkpoints" / "model_name=0--val_loss=1.00-step=3-last").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match='run_name = "interrupted"'):
+    fake_checkpoints(run, {5: 0.5}, finished=False)
+    with pytest.raises(FileNotFoundError, match='step 5 of 5.* run_name = "unfinished" first'):
         training.find_checkpoint(run)
-
-
-def test_latest_step_counts_not_the_name(experiments):
-    run = prepare(experiments, "steps")
-    for loss, step in (("9.00", 5), ("0.10", 40)):
-        name = f"model_name=0--val_loss={loss}-step={step}-consumed_samples=8.0-last"
-        (run.training / "checkpoints" / name / "context").mkdir(parents=True)
-    assert "step=40" in training.find_checkpoint(run).name
+    run = Run("diverged", str(tmp_path))
+    fake_checkpoints(run, {5: None, 40: None})
+    with pytest.raises(ValueError, match="training diverged. Lower learning_rate"):
+        training.find_checkpoint(run)
 
 
 def test_recipe_takes_parameters_over_the_profile(experiments):
@@ -191,6 +137,8 @@ def test_recipe_takes_parameters_over_the_profile(experiments):
         experiments / "models" / "base",
         prompt_format="plain",
         max_steps=40,
+        val_check_interval=5,
+        patience=2,
         learning_rate=1e-3,
         lora_rank=4,
         lora_targets=["linear_fc1"],
@@ -199,6 +147,7 @@ def test_recipe_takes_parameters_over_the_profile(experiments):
         seq_length=128,
     )
     assert recipe.trainer.max_steps == 40 and recipe.optim.config.lr == 1e-3
+    assert recipe.trainer.val_check_interval == 5 and recipe.trainer.callbacks[-1].patience == 2
     assert recipe.peft.dim == 4 and recipe.peft.alpha == 8
     assert recipe.peft.target_modules == ["linear_fc1"]
     data = recipe.data
@@ -210,7 +159,10 @@ def test_recipe_takes_parameters_over_the_profile(experiments):
     full = training.make_recipe(
         run, PROFILE, experiments / "models" / "base", prompt_format="plain", peft_scheme="none"
     )
-    assert training.describe_recipe(full)["lora_rank"] == 0
+    described |= {"val_check_interval": 5, "patience": 2}
+    assert described.items() <= training.describe_recipe(recipe).items()
+    plain = {"peft_scheme": "none", "lora_rank": 0, "val_check_interval": 3, "patience": 0}
+    assert plain.items() <= training.describe_recipe(full).items()
 
 
 def test_data_that_nemo_would_misread_is_refused(experiments):
@@ -238,6 +190,8 @@ def test_data_that_nemo_would_misread_is_refused(experiments):
         ({"lora_targets": ["q_proj"]}, "match no module. Accepted"),
         ({"peft_scheme": "dora"}, '"lora" and "none" are accepted'),
         ({"micro_batch_size": 3, "global_batch_size": 8}, "must be a multiple"),
+        ({"patience": -1}, "patience -1; 0 or more are accepted"),
+        ({"val_check_interval": -5}, "val_check_interval is -5"),
     ],
 )
 def test_bad_settings_are_refused(experiments, settings, message):
@@ -276,3 +230,35 @@ def test_nemo_tokenizes_as_the_scorer_does(experiments, prompt_format):
     ids = [hf(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer)]
     assert dataset[0]["input_ids"] == [*ids[0], *ids[1], hf.eos_token_id]
     assert dataset[0]["answer_start_idx"] == len(ids[0])
+
+
+def test_trained_parameters_are_shown_by_family(experiments, monkeypatch):
+    lines = io.StringIO()
+    monkeypatch.setattr(callbacks, "console", lambda: lines)
+    train(experiments, "families", lora_targets=["linear_qkv", "linear_fc2"], lora_rank=4)
+    # 4 layers: 64 -> 256 fused rows; 4 experts 96 -> 64 each
+    shown = f"linear_qkv {4 * 4 * (64 + 256):,}, linear_fc2 {4 * 4 * 4 * (96 + 64):,}; 15,360 of"
+    assert shown in lines.getvalue()
+    train(experiments, "families-full", peft_scheme="none")
+    for family in ("word_embeddings", "router", "softmax_offset", "layernorm", "linear_fc1"):
+        assert f"{family} " in lines.getvalue()
+
+
+def test_a_target_of_an_edited_recipe_that_matches_nothing_is_an_error(experiments):
+    """NeMo trains the others and says nothing."""
+    run = prepare(experiments, "edited")
+    recipe = training.make_recipe(
+        run, PROFILE, experiments / "models" / "base", prompt_format="plain"
+    )
+    recipe.peft.target_modules = ["linear_qkv", "linear_q"]
+    with pytest.raises(ValueError, match="'linear_q' matches no module.*linear_qkv"):
+        training.run_recipe(run, recipe)
+
+
+def test_what_is_not_committed_stays_out_of_the_run(experiments, monkeypatch):
+    """NeMo writes `git diff` into the run's folder; a token may be in it."""
+    monkeypatch.setattr("nemo.utils.exp_manager.get_git_diff", lambda: "hf_planted")
+    run = train(experiments, "diff")
+    files = [path for path in run.folder.rglob("*") if path.is_file()]
+    assert (run.training / "git-info.log") in files
+    assert not [path for path in files if b"hf_planted" in path.read_bytes()]

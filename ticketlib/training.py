@@ -1,26 +1,31 @@
-"""The fine-tuning recipe of NeMo for gpt-oss, filled in for tickets; its run and loss history."""
+"""The fine-tuning recipe of NeMo for gpt-oss, filled in for tickets, and its run."""
 
-import re
+import copy
+import math
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import fiddle
 import nemo_run
-import pandas as pd
 import torch
 from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from nemo import lightning as nl
 from nemo.collections import llm
-from tqdm import tqdm
 
-from ticketlib import gptoss, parity
+from ticketlib import callbacks, gptoss, parity, resume, run_settings
+from ticketlib.checksums import verify_checksums
+from ticketlib.history import list_attempts, read_history
 from ticketlib.jsonl import read_jsonl, remove_stale_files
 from ticketlib.logs import console
-from ticketlib.paths import Run, remove, require
+from ticketlib.paths import Run, remove, replace_atomically, require
 from ticketlib.profiles import Profile
 from ticketlib.prompts import FINAL
+from ticketlib.resume import find_checkpoint
+from ticketlib.run_settings import describe_recipe
 
 LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 # NeMo joins the two fields of a record with this; "plain" answers start with a space, which NeMo
@@ -36,6 +41,8 @@ def make_recipe(
     prompt_format: str = "harmony",
     peft_scheme: str = "lora",
     max_steps: int = 0,
+    val_check_interval: int = 0,
+    patience: int = 0,
     learning_rate: float = 0.0,
     lora_rank: int = 0,
     lora_targets: Sequence[str] = (),
@@ -54,6 +61,9 @@ def make_recipe(
         prompt_format: As the JSONL files were written.
         peft_scheme: "lora", or "none" to train all parameters.
         max_steps: Optimizer steps.
+        val_check_interval: Optimizer steps from one validation, with a checkpoint after it, to the
+            next; 0 for a third of `max_steps`. The last step is validated in any case.
+        patience: Training stops after so many validations without a lower loss; 0 for never.
         learning_rate: Peak; linear warm-up, then cosine to zero.
         lora_rank: Rank of the adapter; alpha is twice the rank.
         lora_targets: Of `LORA_TARGETS`: attention in and out, experts in and out.
@@ -67,11 +77,15 @@ def make_recipe(
         A NeMo-Run `Partial` of `llm.finetune`.
 
     Raises:
-        FileNotFoundError: Data, import or parity result are missing.
-        ValueError: A scheme or target is unknown, or NeMo could not use the data.
+        FileNotFoundError: Data, import, its checksums or its parity result are missing.
+        ValueError: The import is damaged, a scheme or target is unknown, or NeMo could not use the
+            data.
     """
     require(
         Path(imported) / parity.PARITY_FILE, made_by="03_train_lora.ipynb", run_name=run.run_name
+    )
+    verify_checksums(
+        imported, hint="Remove this folder; 03_train_lora.ipynb imports the base again."
     )
     targets = list(lora_targets or profile.lora_targets)
     unknown = [target for target in targets if target not in LORA_TARGETS]
@@ -79,6 +93,11 @@ def make_recipe(
         raise ValueError(f"LoRA targets {unknown} match no module. Accepted: {list(LORA_TARGETS)}.")
     if peft_scheme not in ("lora", "none"):
         raise ValueError(f'peft_scheme is "{peft_scheme}"; "lora" and "none" are accepted.')
+    if min(val_check_interval, patience) < 0:
+        raise ValueError(
+            f"val_check_interval is {val_check_interval} and patience {patience}; 0 or more are "
+            "accepted."
+        )
     micro = micro_batch_size or profile.micro_batch_size
     batch = global_batch_size or profile.global_batch_size
     if batch % micro:
@@ -97,7 +116,7 @@ def make_recipe(
         num_gpus_per_node=devices or profile.devices,
     )
     recipe.resume.restore_config.path = str(imported)
-    recipe.resume.resume_if_exists = False
+    recipe.resume.resume_if_exists = False  # NeMo's own search; run_recipe names the checkpoint
     recipe.data = nemo_run.Config(
         llm.FineTuningDataModule,
         dataset_root=str(run.dataset),
@@ -120,10 +139,16 @@ def make_recipe(
 
     recipe.trainer.max_steps = steps
     recipe.trainer.num_sanity_val_steps = 0
-    recipe.trainer.val_check_interval = max(1, steps // 3)
-    recipe.trainer.callbacks.append(nemo_run.Config(Progress))
+    recipe.trainer.val_check_interval = min(val_check_interval or math.ceil(steps / 3), steps)
+    recipe.trainer.callbacks.append(nemo_run.Config(callbacks.Progress))
+    if patience:
+        recipe.trainer.callbacks.append(
+            nemo_run.Config(EarlyStopping, monitor="val_loss", mode="min", patience=patience)
+        )
     recipe.trainer.strategy.expert_model_parallel_size = profile.expert_parallel
     recipe.trainer.strategy.pipeline_model_parallel_size = 1
+    # NeMo would write on in another process, and count a checkpoint as whole two steps later
+    recipe.trainer.strategy.ckpt_async_save = False
     recipe.optim.config.lr = learning_rate or profile.learning_rate
     recipe.optim.config.adam_eps = profile.adam_eps
     recipe.optim.lr_scheduler.warmup_steps = min(profile.warmup_steps, steps // 10)
@@ -133,11 +158,19 @@ def make_recipe(
     recipe.log.use_datetime_version = False
     recipe.log.tensorboard = None
     recipe.log.extra_loggers = [
-        nemo_run.Config(CSVLogger, save_dir=str(run.training), name="", version="")
+        # The attempt is named by run_recipe; every row is written at once, in case of a kill
+        nemo_run.Config(
+            CSVLogger, save_dir=str(run.training), name="", version="", flush_logs_every_n_steps=1
+        )
     ]
-    recipe.log.ckpt.save_last = True
-    recipe.log.ckpt.save_top_k = 1
-    recipe.log.ckpt.every_n_train_steps = None
+    recipe.log.ckpt = nemo_run.Config(
+        callbacks.VerifiableCheckpoint,
+        filename="{step}-{val_loss:.4f}",
+        monitor="val_loss",
+        mode="min",
+        save_top_k=-1,
+        save_last=False,
+    )
     return recipe if torch.cuda.is_available() else _for_cpu(recipe)
 
 
@@ -160,23 +193,6 @@ def _check_data(run: Run, prompt_format: str, global_batch_size: int) -> None:
             )
 
 
-class Progress(Callback):
-    """A line that shows steps, loss, tickets a second and the time left."""
-
-    def on_train_start(self, trainer, module):  # noqa: D102
-        self.bar = tqdm(total=trainer.max_steps, unit="step", file=console(), mininterval=1)
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):  # noqa: D102
-        loss = trainer.callback_metrics.get("reduced_train_loss", float("nan"))
-        rate = self.bar.format_dict["rate"] or 0.0
-        tickets = trainer.datamodule.global_batch_size * rate
-        self.bar.set_postfix_str(f"loss {float(loss):.3f}, {tickets:.1f} tickets/s", refresh=False)
-        self.bar.update()
-
-    def on_train_end(self, trainer, module):  # noqa: D102
-        self.bar.close()
-
-
 def _for_cpu(recipe: nemo_run.Partial) -> nemo_run.Partial:
     """Set what a CPU needs: full precision, a plain optimizer, no gradient clipping."""
     recipe.trainer.accelerator = "cpu"
@@ -190,95 +206,87 @@ def _for_cpu(recipe: nemo_run.Partial) -> nemo_run.Partial:
     return recipe
 
 
-def run_recipe(run: Run, recipe: nemo_run.Partial, *, seed: int = 0) -> Path:
-    """Train anew through NeMo-Run; what an earlier try left is removed first.
+def run_recipe(
+    run: Run,
+    recipe: nemo_run.Partial,
+    *,
+    seed: int = 0,
+    restart: bool = False,
+    profile: str = "",
+) -> Path:
+    """Train through NeMo-Run, to the end or from where an interrupted training can go on.
 
-    One device trains in this process; several get a process each, started by torchrun.
+    One device trains in this process; several get a process each, started by torchrun. A training
+    that was interrupted goes on from its last whole checkpoint and gives the steps that it would
+    have given; one that has ended is not repeated.
 
     Args:
-        run: Its `training` folder and `history` file are replaced; what was exported from an
-            earlier training is removed.
+        run: Its `training`, `training_settings` and `history` are written; where training begins
+            anew, what was made from an earlier one is removed.
         recipe: Of `make_recipe`.
         seed: Of the adapter's start.
+        restart: Remove an earlier training and begin anew.
+        profile: Name of the profile, kept with the settings.
 
     Returns:
-        The folder of the last checkpoint.
+        The folder of the checkpoint with the lowest validation loss.
+
+    Raises:
+        ValueError: A setting differs from that of the training to go on with, or a checkpoint is
+            damaged. Nothing was touched.
+        PermissionError: The run's folder is read-only.
+        OSError: A checkpoint could not be written. The earlier ones are as they were.
     """
-    for made_from_it in (
-        *(run.training, run.history, run.training_settings),
-        *(run.merged, run.exported, run.metrics, run.predictions),
-    ):
-        remove(made_from_it)
-    run.training.mkdir(parents=True)
-    seed_everything(seed)
+    resume.check_writable(run.folder, run.training)
+    settings = describe_recipe(recipe) | {"seed": seed} | run_settings.hash_data(run)
+    settings |= {"profile": profile} if profile else {}
+    checkpoints = [] if restart else resume.read_checkpoints(run)
+    if checkpoints:
+        run_settings.refuse_changes(run, settings, recipe)
+    last = checkpoints[-1] if checkpoints else None
+    if last and last.finished:
+        print(f"Training ended at step {last.step} already and is not repeated.", file=console())
+    else:
+        _train(run, recipe, settings, last)
+    with replace_atomically(run.history) as file:
+        read_history(run).to_csv(file, index=False)
+    return find_checkpoint(run)
+
+
+def _train(
+    run: Run, recipe: nemo_run.Partial, settings: dict, last: resume.Checkpoint | None
+) -> None:
+    """Start NeMo with a copy of the recipe that logs to a new attempt and goes on from `last`."""
+    if last is None:
+        _remove_training(run)
+        run_settings.save_settings(run, settings, recipe)
+    attempt = f"attempt-{len(list_attempts(run)) + 1}"
+    recipe = copy.deepcopy(recipe)
+    for logger in recipe.log.extra_loggers:
+        if fiddle.get_callable(logger) is CSVLogger:
+            logger.version = attempt
+    if last:
+        callbacks.continue_from(recipe, last)
+        print(f"Continues at step {last.step} of {last.max_steps}.", file=console())
+    seed_everything(settings["seed"])
     if recipe.trainer.devices == 1:
         gptoss.start_afresh()
         nemo_run.run(recipe, direct=True)
     else:
-        nemo_run.run(
-            recipe,
-            executor=nemo_run.LocalExecutor(
-                ntasks_per_node=recipe.trainer.devices, launcher="torchrun"
-            ),
+        executor = nemo_run.LocalExecutor(
+            ntasks_per_node=recipe.trainer.devices, launcher="torchrun"
         )
-    read_history(run).to_csv(run.history, index=False)
-    return find_checkpoint(run)
+        nemo_run.run(recipe, executor=executor)
 
 
-def describe_recipe(recipe: nemo_run.Partial) -> dict[str, str | int | float]:
-    """The settings by which runs are compared: what a sweep varies.
-
-    Args:
-        recipe: Of `make_recipe`.
-    """
-    peft = recipe.peft
-    return {
-        "lora_rank": peft.dim if peft else 0,
-        "lora_targets": " ".join(peft.target_modules) if peft else "",
-        "max_steps": recipe.trainer.max_steps,
-        "learning_rate": recipe.optim.config.lr,
-        "micro_batch_size": recipe.data.micro_batch_size,
-        "global_batch_size": recipe.data.global_batch_size,
-        "seq_length": recipe.data.seq_length,
-        "seed": recipe.data.seed,
-    }
-
-
-def find_checkpoint(run: Run) -> Path:
-    """Give the last whole checkpoint that training left.
-
-    Raises:
-        FileNotFoundError: Training has not finished.
-    """
-    folder = run.training / "checkpoints"
-    steps = {
-        int(match[1]): match[0]
-        for path in folder.glob("*-last")
-        if (path / "context").is_dir() and (match := re.match(r".*\bstep=(\d+).*", path.name))
-    }
-    last = folder / (steps[max(steps)] if steps else "*-last")
-    return require(last, made_by="03_train_lora.ipynb", run_name=run.run_name)
-
-
-def read_history(run: Run) -> pd.DataFrame:
-    """Give the loss history of a run, so far or to its end.
-
-    Returns:
-        A row a logged step: `step` (1 = after the first), `train_loss`, `val_loss` (nats a token;
-        NaN where it was not measured), `seconds` (of that step).
-
-    Raises:
-        FileNotFoundError: Training has not started.
-    """
-    names = {
-        "reduced_train_loss": "train_loss",
-        "val_loss": "val_loss",
-        "train_step_timing in s": "seconds",
-    }
-    logged = pd.read_csv(
-        require(run.training / "metrics.csv", made_by="03_train_lora.ipynb", run_name=run.run_name)
-    )
-    logged = logged.rename(columns=names).reindex(columns=["step", *names.values()])
-    logged = logged.dropna(how="all", subset=["train_loss", "val_loss"])
-    history = logged.groupby("step", as_index=False).last()
-    return history.assign(step=history["step"].astype(int) + 1)
+def _remove_training(run: Run) -> None:
+    """Remove a training and what was made from it; a kill leaves no half of a checkpoint."""
+    removed = run.training.with_name(f".{run.training.name}.removed")
+    remove(removed)
+    if run.training.exists():
+        os.replace(run.training, removed)
+    for made_from_it in (
+        *(removed, run.history, run.training_settings, run.metrics, run.predictions),
+        *(run.adapter, run.exported, run.exported_mxfp4, run.proof),
+    ):
+        remove(made_from_it)
