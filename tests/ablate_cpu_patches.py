@@ -24,7 +24,7 @@ def run_pipeline(folder: Path, base: Path) -> None:
     from nemo.collections import llm
     from random_gptoss import QUEUES, TEXTS, import_base
 
-    from ticketlib import export, parity, training
+    from ticketlib import export, inference, parity, training
     from ticketlib.jsonl import write_jsonl
     from ticketlib.paths import Run
     from ticketlib.profiles import get_profile
@@ -45,13 +45,13 @@ def run_pipeline(folder: Path, base: Path) -> None:
     checkpoint = training.run_recipe(run, recipe)
     llm.generate(
         path=checkpoint,
-        trainer=parity.make_trainer(torch.float32),
+        trainer=inference.make_trainer(torch.float32),
         prompts=TEXTS[:1],
         inference_params=CommonInferenceParams(top_k=1, num_tokens_to_generate=3),
         params_dtype=torch.float32,
         enable_flash_decode=False,
     )
-    export.export_checkpoint(run, export.merge_adapter(run, checkpoint))
+    export.export_checkpoint(run, checkpoint)
 
 
 def outcome_without(skipped: str, folder: Path, base: Path) -> str:

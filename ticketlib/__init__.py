@@ -4,6 +4,8 @@ The data's way through the package; a module imports only modules above it:
 
 =============  ====================================================================================
 `paths`        names every file of a run once; resolves inputs; writes atomically
+`checksums`    a folder's files with their SHA-256, and whether they still fit
+`history`      the losses of all attempts of a training, joined
 `logs`         sends the chatter of libraries to a file
 `encoding`     which encoding a text file has
 `table`        what a file holds: text, with the line of each record
@@ -20,11 +22,18 @@ The data's way through the package; a module imports only modules above it:
 `rendering`    the same in tokens: counted, cut to fit, as records
 `jsonl`        the training, validation and test files that NeMo reads
 `profiles`     tiny, gpt-oss-20b, gpt-oss-120b: settings as data; download of the base
+`checkpoint`   Hugging Face folders of gpt-oss, checked, read and written tensor by tensor
+`mxfp4`        experts' weights in 4 bits, as OpenAI releases them
+`convert`      weights by transformers' names to NeMo's and back
 `cpu`          what Megatron-Core needs patched where there is no CUDA
 `gptoss`       the corrected NeMo config, model, importer and exporter for gpt-oss
-`parity`       the proof that two checkpoints compute the same
-`training`     the recipe, running it, the loss history
-`export`       merge in fp32 and export
+`adapter`      the trained adapter in transformers' terms: merged, or as PEFT's folder
+`inference`    NeMo's and transformers' models loaded for comparison, and their logits
+`parity`       the proof that two models compute the same
+`resume`       whole checkpoints of a training, verified; the best of them
+`callbacks`    what is called during training: checkpoints, resumption, progress
+`run_settings` what a run was trained with; changes are refused
+`training`     the recipe, and running it
 `scoring`      tickets -> label probabilities; free generation for comparison
 `predictions`  true queues and probabilities as numbers, checked
 `intervals`    bootstrap by paraphrase group, Wilson's interval
@@ -34,6 +43,9 @@ The data's way through the package; a module imports only modules above it:
 `calibration`  temperature scaling, reliability
 `handoff`      what a threshold routes automatically, and how much of it right
 `thresholds`   the threshold that meets a target accuracy
+`template`     the base's chat template frozen to the training's prompt
+`card`         the model card of an exported folder
+`export`       full weights, the adapter alone, MXFP4
 `routing`      a ticket's queue from an exported run
 `runs`         several runs side by side
 `publish`      an executed notebook as a report without code

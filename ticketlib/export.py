@@ -1,111 +1,181 @@
-"""Merge the adapter into the base in fp32, and export full weights that were proved equal.
+"""The trained model as folders that others load: full weights, the adapter alone, MXFP4.
 
-`llm.peft.merge_lora` of NeMo 2.7.3 loads everything in bfloat16 and adds there: logits of the
-merged model were off by 0.33. It also passes the tokenizer through one folder that all processes
-share.
+An adapter is merged in float32, weight by weight, from the base's folder straight into the export:
+in memory are one shard and one weight, on disk no merged checkpoint of NeMo.
 """
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from unittest import mock
 
 import torch
 from nemo.collections import llm
-from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
-from nemo.collections.llm.peft import api
-from nemo.collections.llm.peft.lora import LoRALinear, LoRAMerge
-from nemo.lightning import io
 
-from ticketlib.gptoss import start_afresh
+from ticketlib import adapter, checkpoint, gptoss
+from ticketlib.card import write_card
+from ticketlib.checkpoint import Weights
+from ticketlib.checksums import write_checksums
+from ticketlib.mxfp4 import QUANTIZATION_CONFIG, quantize
 from ticketlib.paths import Run, replace_atomically, require
+from ticketlib.profiles import name_base
+from ticketlib.template import TEMPLATE_FILE, render_template
 
 
-@contextmanager
-def merging_in_fp32() -> Iterator[None]:
-    """Let `llm.peft.merge_lora` keep the checkpoint's precision, add in fp32 and round once.
+def export_checkpoint(run: Run, trained: Path, *, max_shard_size: str = "5GB") -> Path:
+    """Write full weights, with the adapter merged, as a Hugging Face folder.
 
-    Safe for runs side by side: the tokenizer passes through a folder of this process.
-    """
-    load = api._load_base_model_and_lora
-
-    def load_in_own_precision(checkpoint):
-        config = io.load_context(Path(checkpoint) / "context", subpath="model.config")
-        model, lora = load(checkpoint)
-        model.config.bf16, model.config.params_dtype = config.bf16, config.params_dtype
-        return model, lora
-
-    def tokenizer_from_own_folder(_, **kwargs):
-        folder = tempfile.mkdtemp(prefix="tokenizer-")
-        saved.pop().save_pretrained(folder)
-        return AutoTokenizer(folder, **kwargs)
-
-    saved = []
-    with (
-        mock.patch.object(api, "_load_base_model_and_lora", load_in_own_precision),
-        mock.patch.object(
-            AutoTokenizer, "save_pretrained", lambda self, _: saved.append(self.tokenizer)
-        ),
-        mock.patch.object(api, "AutoTokenizer", tokenizer_from_own_folder),
-        mock.patch.object(LoRAMerge, "transform", _add_in_fp32),
-    ):
-        yield
-
-
-@torch.no_grad()
-def _add_in_fp32(self, module, name=None, prefix=None):
-    """Replace `LoRAMerge.transform`: W + alpha / r * B A (LoRA, arXiv:2106.09685, section 4.1)."""
-    if isinstance(module, LoRALinear):
-        down, up = module.adapter.linear_in.weight.float(), module.adapter.linear_out.weight.float()
-        delta = module.adapter.alpha / module.adapter.dim * up @ down
-        names = (
-            ["weight"]
-            if hasattr(module.to_wrap, "weight")
-            else [f"weight{i}" for i in range(module.to_wrap.num_gemms)]
-        )
-        for weight in (getattr(module.to_wrap, each) for each in names):
-            weight.data = (weight.float() + delta.to(weight.device)).to(weight.dtype)
-    return module
-
-
-def merge_adapter(run: Run, checkpoint: Path) -> Path:
-    """Merge a LoRA checkpoint into its base.
-
-    Args:
-        run: Its `merged` folder is replaced.
-        checkpoint: Of `training.find_checkpoint`.
-
-    Returns:
-        `run.merged`; the checkpoint itself where all parameters were trained and none is to be
-        merged.
-    """
-    start_afresh()
-    if io.load_context(Path(checkpoint) / "context", subpath="model").model_transform is None:
-        return Path(checkpoint)
-    with replace_atomically(run.merged) as partial_folder, merging_in_fp32():
-        llm.peft.merge_lora(lora_checkpoint_path=str(checkpoint), output_path=str(partial_folder))
-    return run.merged
-
-
-def export_checkpoint(run: Run, merged: Path, *, max_shard_size: str = "5GB") -> Path:
-    """Write a merged checkpoint as a Hugging Face folder of full weights.
+    What was written is read back and compared, weight by weight, before it gets its name.
 
     Args:
         run: Its `exported` folder is replaced.
-        merged: Of `merge_adapter`.
+        trained: NeMo checkpoint of `training.find_checkpoint`.
         max_shard_size: Largest `.safetensors` file; above it, shards and an index are written.
 
     Returns:
         `run.exported`.
 
     Raises:
-        FileNotFoundError: There is no merged checkpoint.
+        FileNotFoundError: There is no checkpoint.
+        OSError: The disk has too little space.
+        ValueError: A weight is not finite, the export differs from what was trained, or training
+            changed no weight at all.
     """
-    start_afresh()
-    require(merged, made_by="03_train_lora.ipynb", run_name=run.run_name)
-    with replace_atomically(run.exported) as partial_folder:
-        llm.export_ckpt(
-            path=merged, target="hf", output_path=partial_folder, max_shard_size=max_shard_size
-        )
+    require(trained, made_by="03_train_lora.ipynb", run_name=run.run_name)
+    base = gptoss.hf_folder_of(trained)
+    with replace_atomically(run.exported) as folder:
+        if adapter.is_lora(trained):
+            weights = adapter.MergedWeights(Weights(base), adapter.read_adapter(trained))
+            description = checkpoint.describe_model(
+                weights.base.config, gptoss.config_of(trained).params_dtype
+            )
+            checkpoint.write_folder(
+                folder, base, description, weights, max_shard_size=max_shard_size
+            )
+            _verify(folder, weights, description)
+        else:
+            gptoss.start_afresh()
+            llm.export_ckpt(
+                path=trained, target="hf", output_path=folder, max_shard_size=max_shard_size
+            )
+        _finish(run, folder, base)
     return run.exported
+
+
+def _verify(folder: Path, weights: adapter.MergedWeights, description: dict) -> None:
+    """Read an export back: it must be the merged weights, and another model than the base."""
+    written, changed = Weights(folder), 0
+    for name, described in description.items():
+        tensor, before = written[name], weights.base[name]
+        if not torch.equal(tensor, weights.adapter.merge(name, before).to(described.dtype)):
+            raise ValueError(f"{name} came back from the disk as another. Export again.")
+        changed += not torch.equal(tensor, before.to(described.dtype))
+    if not changed:
+        raise ValueError("The adapter changes no weight: it was not trained, or its rank is lost.")
+
+
+def export_adapter(run: Run, trained: Path) -> Path:
+    """Write the adapter alone, as `PeftModel.from_pretrained(base, folder)` loads it.
+
+    Args:
+        run: Its `adapter` folder is replaced.
+        trained: NeMo checkpoint of `training.find_checkpoint`.
+
+    Returns:
+        `run.adapter`.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: All parameters were trained, so that there is no adapter.
+    """
+    require(trained, made_by="03_train_lora.ipynb", run_name=run.run_name)
+    if not adapter.is_lora(trained):
+        raise ValueError(f"{trained} has no adapter: all parameters were trained.")
+    base = gptoss.hf_folder_of(trained)
+    with replace_atomically(run.adapter) as folder:
+        adapter.write_peft(folder, base, adapter.read_adapter(trained), base_name=name_base(base))
+        _finish(run, folder, base)
+    return run.adapter
+
+
+def export_mxfp4(run: Run, trained: Path, *, max_shard_size: str = "5GB") -> Path:
+    """Write the exported model as OpenAI releases gpt-oss: experts in MXFP4, the rest in bfloat16.
+
+    A quarter of the size, for servers that compute in MXFP4. Experts are rounded to 4 bits after
+    merging; those that training did not change keep the base's own blocks, bit for bit, where the
+    base has them.
+
+    Args:
+        run: Its `exported_mxfp4` folder is made from `exported` and replaced.
+        trained: The checkpoint that `exported` was made from.
+        max_shard_size: Largest `.safetensors` file.
+
+    Returns:
+        `run.exported_mxfp4`.
+
+    Raises:
+        FileNotFoundError: The run has no export.
+        OSError: The disk has too little space.
+        ValueError: The experts' sizes are not multiples of 32.
+    """
+    require(run.exported, made_by="04_evaluate_and_export.ipynb", run_name=run.run_name)
+    base = gptoss.hf_folder_of(trained)
+    weights = _Mxfp4Weights(Weights(run.exported), Weights(base))
+    description = checkpoint.stored_as_mxfp4(
+        checkpoint.describe_model(weights.full.config, torch.bfloat16)
+    )
+    with replace_atomically(run.exported_mxfp4) as folder:
+        checkpoint.write_folder(
+            folder,
+            run.exported,
+            description,
+            weights,
+            max_shard_size=max_shard_size,
+            quantization_config=QUANTIZATION_CONFIG,
+        )
+        Weights(folder)
+        _finish(run, folder, base)
+    return run.exported_mxfp4
+
+
+class _Mxfp4Weights(Mapping[str, torch.Tensor]):
+    """What `export_mxfp4` writes, by the stored names."""
+
+    def __init__(self, full: Weights, base: Weights):
+        self.full, self.base = full, base
+        self.names = list(checkpoint.stored_as_mxfp4(full.stored))
+        self.last = ("", None, None)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        stem, _, part = name.rpartition("_")
+        if part not in ("blocks", "scales"):
+            return self.full[name]
+        if self.last[0] != stem:  # The two of a weight come after one another
+            self.last = (stem, *self._quantize(stem))
+        return self.last[1 if part == "blocks" else 2]
+
+    def _quantize(self, stem: str) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = self.full[stem]
+        if self.base.is_mxfp4 and torch.equal(weight, self.base[stem].to(weight.dtype)):
+            return tuple(self.base.read_stored(f"{stem}_{part}") for part in ("blocks", "scales"))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return tuple(part.cpu() for part in quantize(weight.to(device)))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _finish(run: Run, folder: Path, base: Path) -> None:
+    """Add what goes with the weights: the template of the training, the card, the checksums."""
+    path = base / "chat_template.jinja"
+    try:
+        text = render_template(path.read_text("utf-8") if path.exists() else "")
+    except ValueError as error:
+        warnings.warn(f"No {TEMPLATE_FILE} for servers: {error}", stacklevel=3)
+    else:
+        (folder / TEMPLATE_FILE).write_text(text, "utf-8")
+    if run.settings.exists():
+        write_card(run, folder, base=base)
+    write_checksums(folder)

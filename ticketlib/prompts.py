@@ -103,6 +103,23 @@ def render_instructions(queues: Sequence[str]) -> str:
     return INSTRUCTIONS + "\n".join(f"- {_check_queue(queue)}" for queue in queues)
 
 
+def render_messages(subject: str, body: str, *, queues: Sequence[str]) -> list[dict[str, str]]:
+    """A ticket as the messages of a chat request: the instructions and the ticket.
+
+    Args:
+        subject: Of the ticket, "" where it has none.
+        body: Of the ticket.
+        queues: Names of all queues, in the order in which the prompt lists them.
+
+    Raises:
+        ValueError: As `render_prompt`.
+    """
+    return [
+        {"role": "developer", "content": render_instructions(queues)},
+        {"role": "user", "content": render_ticket(subject, body)},
+    ]
+
+
 def neutralize(text: str) -> str:
     """The text with a space in all that looks like a special token: `< |end|>` for `<|end|>`.
 
