@@ -95,7 +95,7 @@ def run_ticketlib(csv: Path, folder: Path, tokenizer: str, seq_length: int):
     from ticketlib.tickets import load_tickets
 
     folder.mkdir()
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     yield
     tickets, report = load_tickets(csv)
     yield "load", f"{len(tickets):,} rows, {len(report)} lines of report"

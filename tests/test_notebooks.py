@@ -16,7 +16,10 @@ import papermill
 import pytest
 from notebook_runner import NAMES, ROOT, execute
 from papermill.exceptions import PapermillExecutionError
+from planted import find_planted
+from server_contract import find_faults
 
+from ticketlib.checksums import verify_checksums
 from ticketlib.paths import Run
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -49,7 +52,8 @@ def test_all_models_are_judged_on_the_same_test_tickets(demo, figures):
     predictions = pd.read_parquet(demo.predictions)
     tickets = pd.read_parquet(demo.tickets)
     test = set(tickets.loc[tickets["split"] == "test", "ticket_id"])
-    assert set(predictions["model"]) == {"majority", "untuned", "tfidf", "tuned", "calibrated"}
+    names = {"majority", "untuned", "tfidf", "tuned", "mxfp4", "calibrated"}
+    assert set(predictions["model"]) == names
     for model, rows in predictions.groupby("model"):
         assert set(rows["ticket_id"]) == test
         assert figures[f"{model}.n"] == len(rows) == len(test)
@@ -99,44 +103,66 @@ def test_the_report_is_for_those_who_do_not_read_code(demo):
     html = write_report(executed, demo.report_html).read_text("utf-8")
     assert "The tuned model beats the largest queue" in html and "routed automatically" in html
     assert html.index("The tuned model beats") < html.index("Score every queue")
-    assert "Merge the adapter" not in html
+    assert "Export full weights" not in html
     assert "import pandas" not in html and html.count("data:image/png") >= 6
 
 
 @pytest.mark.notebook
-def test_exported_folder_answers_with_a_queue_over_its_chat_template(demo):
-    """What a chat server would do: the template, greedy decoding, the end token."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def test_exported_folder_answers_a_chat_as_it_scores(demo, request):
+    """Over an OpenAI-compatible server; greedy decoding picks no other queue but now and then."""
+    from openai_server import install_server, serve
 
     from ticketlib import prompts
+    from ticketlib.template import TEMPLATE_FILE
 
     queues = json.loads(demo.settings.read_text("utf-8"))["prompt"]["queues"]
-    ticket = pd.read_parquet(demo.tickets).iloc[0]
-    model = AutoModelForCausalLM.from_pretrained(demo.exported)
-    tokenizer = AutoTokenizer.from_pretrained(demo.exported)
-    messages = [
-        {"role": "developer", "content": prompts.render_instructions(queues)},
-        {"role": "user", "content": prompts.render_ticket(ticket["subject"], ticket["body"])},
-    ]
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, reasoning_effort="low"
-    )
-    text = text.replace(time.strftime("%Y-%m-%d"), prompts.FROZEN_DATE)
-    prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-    output = model.generate(**prompt, max_new_tokens=20)[0, prompt["input_ids"].shape[1] :]
-    assert output[-1] in model.generation_config.eos_token_id
-    assert prompts.parse_answer(tokenizer.decode(output), queues) in queues
+    tickets = pd.read_parquet(demo.tickets).query("split == 'test'").head(20)
+    predictions = pd.read_parquet(demo.predictions).query("model == 'tuned'")
+    scored = predictions.set_index("ticket_id")["predicted"]
+    packages = install_server(request.config.cache.mkdir("serving"))
+    template = (demo.exported / TEMPLATE_FILE).read_text("utf-8")
+    same = 0
+    with serve(demo.exported, packages, chat_template=template) as client:
+        for _, ticket in tickets.iterrows():
+            reply = client.chat.completions.create(
+                model=str(demo.exported),
+                messages=prompts.render_messages(ticket["subject"], ticket["body"], queues=queues),
+                max_tokens=20,
+                temperature=0,
+            )
+            answer = prompts.parse_answer(reply.choices[0].message.content, queues)
+            same += answer == scored[ticket["ticket_id"]]
+    assert same >= 19
 
 
 @pytest.mark.notebook
 def test_proofs_and_figures_are_there(demo):
-    proof = json.loads((demo.exported / "parity.json").read_text())
-    assert proof["max_difference"] <= 1e-5
+    proof = json.loads(demo.proof.read_text())
+    for form in ("merged", "exported", "imported_again", "peft"):
+        assert proof[form]["max_difference"] <= 1e-5
+    assert proof["base"]["max_difference"] > proof["mxfp4"]["max_difference"] > 0.01
+    assert proof["weights"] == {"changed": 16, "targeted": 16, "equal": 55}
     names = {path.stem for path in demo.figures.glob("*.png")}
     assert {"queues", "languages", "lengths", "missing", "words", "label_noise"} <= names
     assert {"groups", "tokens", "loss", "accuracy", "macro_f1", "confusion"} <= names
     assert {"confusion_shares", "reliability", "handoff"} <= names
     assert len(pd.read_csv(demo.history)) > 100
+
+
+@pytest.mark.notebook
+def test_exported_folders_are_whole_and_keep_what_servers_are_promised(demo, figures):
+    for folder in (demo.exported, demo.exported_mxfp4):
+        assert find_faults(folder) == []
+    for folder in (demo.exported, demo.exported_mxfp4, demo.adapter):
+        verify_checksums(folder)
+        card = (folder / "README.md").read_text("utf-8")
+        assert f"{figures['tuned.accuracy']:.1%}".replace("%", " %") in card
+        assert str(demo.experiments) not in card
+
+
+@pytest.mark.notebook
+def test_no_token_is_in_any_file_that_was_written(demo):
+    assert find_planted(demo.experiments) == []
 
 
 @pytest.mark.notebook
@@ -157,7 +183,7 @@ def test_training_that_was_killed_can_be_run_again(demo, tmp_path):
     command += ["-p", "run_name", "killed", "-p", "experiments_dir", str(demo.experiments)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         for _ in range(600):
-            if (run.training / "metrics.csv").exists() or process.poll() is not None:
+            if (run.training / "attempt-1" / "metrics.csv").exists() or process.poll() is not None:
                 break
             time.sleep(0.1)
         process.kill()
