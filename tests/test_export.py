@@ -298,13 +298,16 @@ def test_import_and_export_need_one_model_and_one_shard(tmp_path):
     assert needed < 1.2 * size + 60e6  # Megatron-Core's writer takes 80 MB for a model of any size
     options = {"max_shard_size": "30MB"}
     written = tmp_path / "x", base, description, Weights(base)
-    assert peak_of(lambda: checkpoint.write_folder(*written, **options)) < 0.5 * size
+    assert peak_of(lambda: checkpoint.write_folder(*written, **options)) < 0.6 * size
 
 
 def peak_of(action):
     """How many bytes an action needs at most, beyond what the process has before it."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # Memory that is free, but not given back yet, would hide some
+    # glibc keeps what was freed, and how much of it depends on what came before. Tensors of 256 KB
+    # and more (M_MMAP_THRESHOLD is -3) now go back at once, and the rest here.
+    ctypes.CDLL(None).mallopt(-3, 2**18)
+    ctypes.CDLL(None).malloc_trim(0)
     start, peak, done = resident(), 0, threading.Event()
 
     def watch():
