@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from random_gptoss import QUEUES, TEXTS, import_base
 
 from ticketlib import parity, training
@@ -16,9 +17,9 @@ PROFILE = replace(
 EXPERTS = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
 
 
-def import_proved(base: Path, imported: Path) -> Path:
+def import_proved(base: Path, imported: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Import a folder as notebook 03 does, with a stand-in for the parity result."""
-    import_base(base, imported)
+    import_base(base, imported, dtype)
     parity.save_parity(imported, {"max_difference": 0.0})
     return imported
 

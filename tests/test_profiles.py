@@ -15,7 +15,11 @@ def test_profiles_are_consistent(profile):
     assert get_profile(profile.name) is profile
     assert profile.global_batch_size % profile.micro_batch_size == 0
     assert profile.devices % profile.expert_parallel == 0
-    needed = [field.name for field in fields(profile) if field.name != "parity_layers"]
+    needed = [
+        field.name
+        for field in fields(profile)
+        if field.name not in ("parity_layers", "pack_tokens")
+    ]
     assert all(getattr(profile, name) for name in needed)
 
 

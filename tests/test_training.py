@@ -262,3 +262,10 @@ def test_what_is_not_committed_stays_out_of_the_run(experiments, monkeypatch):
     files = [path for path in run.folder.rglob("*") if path.is_file()]
     assert (run.training / "git-info.log") in files
     assert not [path for path in files if b"hf_planted" in path.read_bytes()]
+
+
+def test_a_second_training_of_a_session_may_have_another_batch_size(experiments):
+    """Megatron-Core keeps the batch size of the first and stops with a bare AssertionError."""
+    for size in (8, 16):
+        run = train(experiments, f"batch-{size}", global_batch_size=size, max_steps=2)
+        assert len(training.read_history(run)) == 2

@@ -24,8 +24,10 @@ The data's way through the package; a module imports only modules above it:
 `profiles`     tiny, gpt-oss-20b, gpt-oss-120b: settings as data; download of the base
 `checkpoint`   Hugging Face folders of gpt-oss, checked, read and written tensor by tensor
 `mxfp4`        experts' weights in 4 bits, as OpenAI releases them
+`sizing`       what a training needs of the machine, checked, and how long it takes
 `convert`      weights by transformers' names to NeMo's and back
 `cpu`          what Megatron-Core needs patched where there is no CUDA
+`te_layers`    Transformer Engine's layers with packed rows, for GPUs
 `gptoss`       the corrected NeMo config, model, importer and exporter for gpt-oss
 `adapter`      the trained adapter in transformers' terms: merged, or as PEFT's folder
 `inference`    NeMo's and transformers' models loaded for comparison, and their logits

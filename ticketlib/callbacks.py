@@ -161,6 +161,10 @@ class Progress(Callback):
 
     bar = None
 
+    def __init__(self, tickets_per_row: float = 1.0):
+        """Rows of a batch hold so many tickets, about, where they are packed."""
+        self.tickets_per_row = tickets_per_row
+
     def on_train_batch_start(self, trainer, module, *args):
         """Show what is trained, before the first step; NeMo adds the adapter late.
 
@@ -194,7 +198,7 @@ class Progress(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):  # noqa: D102
         loss = trainer.callback_metrics.get("reduced_train_loss", float("nan"))
         rate = self.bar.format_dict["rate"] or 0.0
-        tickets = trainer.datamodule.global_batch_size * rate
+        tickets = trainer.datamodule.global_batch_size * self.tickets_per_row * rate
         self.bar.set_postfix_str(f"loss {float(loss):.3f}, {tickets:.1f} tickets/s", refresh=False)
         self.bar.update()
 

@@ -26,6 +26,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import apply_factories
 from megatron.core.fusions.fused_bias_geglu import quick_gelu
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
 from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.utils import get_attr_wrapped_model
 from nemo.collections import llm
@@ -54,30 +55,53 @@ def answers_forward_step(model, batch: dict) -> torch.Tensor:
     The head over the whole vocabulary is the largest part of a step, and NeMo multiplies what it
     gives for prompt and padding by 0. Loss and gradients are the same (tests/test_training.py).
 
+    Rows of several tickets (`cu_seqlens` in the batch) go through `te_layers`: attention within a
+    ticket, positions from each ticket's beginning.
+
     Returns:
         Losses [batch, tokens], 0 where `loss_mask` is 0.
     """
     # [tokens, batch], as Megatron-Core lays out hidden states
     wanted = batch["loss_mask"].t().bool()
+    positions = batch["position_ids"] if "cu_seqlens" in batch else None
 
     def select(head, args, kwargs):
         hidden, *rest = args
         return (hidden[wanted][:, None], *rest), kwargs
 
-    head = get_attr_wrapped_model(model, "output_layer")
-    hook = head.register_forward_pre_hook(select, with_kwargs=True)
+    core = get_attr_wrapped_model(model, "output_layer", return_model_obj=True)
+    hooks = [core.output_layer.register_forward_pre_hook(select, with_kwargs=True)]
+    if torch.cuda.is_available():
+        from ticketlib.te_layers import set_pack
+
+        set_pack(core, positions)
+    if positions is not None:
+        # Without `cu_seqlens` Megatron-Core takes one long row, whose positions are given here
+        batch = {name: each for name, each in batch.items() if name != "cu_seqlens"}
+        rotate = core.rotary_pos_emb.register_forward_hook(
+            lambda module, args, found: (found[0][positions[0]], *found[1:])
+        )
+        hooks.append(rotate)
     try:
         labels = batch["labels"].t()[wanted][None]
         losses = gpt_forward_step(model, batch | {"labels": labels})
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     return losses.new_zeros(wanted.shape).index_put((wanted,), losses[0]).t().contiguous()
+
+
+def _te_layers(config, vp_stage: int | None = None):
+    from ticketlib.te_layers import make_layers  # Needs Transformer Engine
+
+    return make_layers(config, vp_stage)
 
 
 @dataclass
 class GptOssConfig(llm.GPTOSSConfig):
     """NeMo's gpt-oss config with its faults corrected, on Transformer Engine layers."""
 
+    transformer_layer_spec: Callable = _te_layers
     forward_step_fn: Callable = answers_forward_step
     hf_folder: str = ""  # Where the base came from: the export takes its config and tokenizer
     # TransformerConfig checks the identity of the fused function; the stock default is another one.
@@ -195,6 +219,7 @@ def start_afresh() -> None:
     """
     patch_for_cpu()
     accelerator_connector._IS_INTERACTIVE = False
+    destroy_num_microbatches_calculator()
     if torch.distributed.is_initialized():
         parallel_state.destroy_model_parallel()
         torch.distributed.destroy_process_group()

@@ -35,6 +35,7 @@ class Profile:
     lora_targets: tuple[str, ...] = ("linear_qkv", "linear_proj")
     devices: int = 1
     expert_parallel: int = 1
+    pack_tokens: int = 0  # Of a row of several tickets in training; 0 is a row a ticket
     parity_layers: int = 0  # Compared in the proofs, the first ones; 0 is all
 
 
@@ -71,6 +72,7 @@ _20B = Profile(
     adam_eps=1e-5,
     lora_rank=8,
     max_batch_tokens=65536,
+    pack_tokens=8192,
 )
 _120B = replace(
     _20B,

@@ -25,6 +25,7 @@ def describe_recipe(recipe: nemo_run.Partial) -> dict[str, str | int | float]:
     """
     peft, callbacks = recipe.peft, recipe.trainer.callbacks
     early = [each for each in callbacks if fiddle.get_callable(each) is EarlyStopping]
+    packed = recipe.data.packed_sequence_specs
     return {
         "base": Path(recipe.resume.restore_config.path).name,
         "peft_scheme": "lora" if peft else "none",
@@ -37,6 +38,7 @@ def describe_recipe(recipe: nemo_run.Partial) -> dict[str, str | int | float]:
         "micro_batch_size": recipe.data.micro_batch_size,
         "global_batch_size": recipe.data.global_batch_size,
         "seq_length": recipe.data.seq_length,
+        "pack_tokens": packed.packed_sequence_size if packed else 0,
         "dtype": str(recipe.model.config.params_dtype).removeprefix("torch."),
         "devices": recipe.trainer.devices,
         "seed": recipe.data.seed,

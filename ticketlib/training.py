@@ -9,12 +9,15 @@ from pathlib import Path
 
 import fiddle
 import nemo_run
+import numpy as np
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from nemo import lightning as nl
 from nemo.collections import llm
+from nemo.collections.llm.gpt.data.packed_sequence import PackedSequenceSpecs
+from transformers import AutoTokenizer
 
 from ticketlib import callbacks, gptoss, parity, resume, run_settings
 from ticketlib.checksums import verify_checksums
@@ -24,6 +27,7 @@ from ticketlib.logs import console
 from ticketlib.paths import Run, remove, replace_atomically, require
 from ticketlib.profiles import Profile
 from ticketlib.prompts import FINAL
+from ticketlib.rendering import count_tokens
 from ticketlib.resume import find_checkpoint
 from ticketlib.run_settings import describe_recipe
 
@@ -49,6 +53,7 @@ def make_recipe(
     micro_batch_size: int = 0,
     global_batch_size: int = 0,
     seq_length: int = 0,
+    pack_tokens: int = 0,
     devices: int = 0,
     seed: int = 0,
 ) -> nemo_run.Partial:
@@ -67,11 +72,14 @@ def make_recipe(
         learning_rate: Peak; linear warm-up, then cosine to zero.
         lora_rank: Rank of the adapter; alpha is twice the rank.
         lora_targets: Of `LORA_TARGETS`: attention in and out, experts in and out.
-        micro_batch_size: Tickets a forward pass.
-        global_batch_size: Tickets an optimizer step.
+        micro_batch_size: Tickets a forward pass, where rows are not packed.
+        global_batch_size: Tickets an optimizer step, about so many where rows are packed.
         seq_length: Longest prompt with answer, in tokens.
+        pack_tokens: Tokens a forward pass, a power of two, in one row of several tickets without
+            padding between them; -1 for a row a ticket, padded. Packing needs a GPU.
         devices: GPUs, or CPU processes.
-        seed: Kept with the run; NeMo 2.7 takes the same order of tickets whatever it is.
+        seed: Orders packed rows. Where rows are not packed, NeMo 2.7 takes the same order of
+            tickets whatever it is.
 
     Returns:
         A NeMo-Run `Partial` of `llm.finetune`.
@@ -127,8 +135,10 @@ def make_recipe(
         seed=seed,
         dataset_kwargs={"prompt_template": PROMPT_TEMPLATES[prompt_format]},
     )
-    make_config = partial(nemo_run.Config, gptoss.config_class())
     base = gptoss.hf_folder_of(imported)
+    pack = pack_tokens or profile.pack_tokens
+    tickets_per_row = _pack(run, recipe, base, pack) if pack > 0 else 1.0
+    make_config = partial(nemo_run.Config, gptoss.config_class())
     recipe.model = nemo_run.Config(
         gptoss.GptOssModel, config=gptoss.config_from_hf(base, dtype, make_config)
     )
@@ -140,7 +150,9 @@ def make_recipe(
     recipe.trainer.max_steps = steps
     recipe.trainer.num_sanity_val_steps = 0
     recipe.trainer.val_check_interval = min(val_check_interval or math.ceil(steps / 3), steps)
-    recipe.trainer.callbacks.append(nemo_run.Config(callbacks.Progress))
+    recipe.trainer.callbacks.append(
+        nemo_run.Config(callbacks.Progress, tickets_per_row=tickets_per_row)
+    )
     if patience:
         recipe.trainer.callbacks.append(
             nemo_run.Config(EarlyStopping, monitor="val_loss", mode="min", patience=patience)
@@ -191,6 +203,37 @@ def _check_data(run: Run, prompt_format: str, global_batch_size: int) -> None:
                 "NeMo leaves out a part of a batch, and saves no checkpoint without validation. "
                 "Set global_batch_size to that or less, or give this split a larger share."
             )
+
+
+def _pack(run: Run, recipe: nemo_run.Partial, base: Path, tokens: int) -> float:
+    """Have NeMo put several tickets in a row of `tokens` tokens; give how many it will be."""
+    # Of other lengths, Triton cannot compile the mask (torch 2.11)
+    is_power_of_two = tokens & (tokens - 1) == 0
+    if not (torch.cuda.is_available() and is_power_of_two and tokens >= recipe.data.seq_length):
+        raise ValueError(
+            f"pack_tokens is {tokens}. Packing needs a GPU and a power of two that is at least "
+            f"seq_length ({recipe.data.seq_length}); set it to -1 for a row a ticket."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    counts = {}
+    for path in (run.training_jsonl, run.validation_jsonl):
+        records = read_jsonl(path)
+        counts[path.name] = count_tokens([r["input"] + r["output"] for r in records], tokenizer)
+    tickets = tokens / np.mean(counts[run.training_jsonl.name])
+    rows = max(1, round(recipe.data.global_batch_size / tickets))
+    for name, each in counts.items():
+        if sum(each) < rows * tokens:
+            raise ValueError(
+                f"{name} has {sum(each):,} tokens, and a step takes {rows} rows of {tokens:,}. "
+                "Set pack_tokens to less, or give this split a larger share."
+            )
+    recipe.data.micro_batch_size, recipe.data.global_batch_size = 1, rows
+    # All rows of one length: each length is compiled anew
+    recipe.data.dataset_kwargs["pad_to_max_length"] = True
+    recipe.data.packed_sequence_specs = nemo_run.Config(
+        PackedSequenceSpecs, packed_sequence_size=tokens
+    )
+    return tickets
 
 
 def _for_cpu(recipe: nemo_run.Partial) -> nemo_run.Partial:
