@@ -35,7 +35,9 @@ def mxfp4_folder(folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("hf") / "mxfp4"
     config = mxfp4.QUANTIZATION_CONFIG
     description = checkpoint.stored_as_mxfp4(full.stored)
-    checkpoint.write_folder(output, folder, description, written, quantization_config=config)
+    checkpoint.write_folder(
+        output, folder, description, written.__getitem__, quantization_config=config
+    )
     return output
 
 
@@ -85,7 +87,9 @@ def test_model_has_one_dtype_and_as_many_layers_as_asked_for(folder, mxfp4_folde
 def test_written_shards_load_in_transformers_with_the_base_around_them(folder, tmp_path):
     weights = Weights(folder)
     description = checkpoint.describe_model(weights.config, torch.float32)
-    checkpoint.write_folder(tmp_path, folder, description, weights, max_shard_size="300KB")
+    checkpoint.write_folder(
+        tmp_path, folder, description, weights.__getitem__, max_shard_size="300KB"
+    )
     model = GptOssForCausalLM.from_pretrained(tmp_path)
     assert model.dtype == torch.float32
     expected = GptOssForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
@@ -106,7 +110,7 @@ def test_written_shards_load_in_transformers_with_the_base_around_them(folder, t
 def test_quantization_config_of_the_base_does_not_stay(mxfp4_folder, tmp_path):
     weights = Weights(mxfp4_folder)
     description = checkpoint.describe_model(weights.config)
-    checkpoint.write_folder(tmp_path, mxfp4_folder, description, weights)
+    checkpoint.write_folder(tmp_path, mxfp4_folder, description, weights.__getitem__)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
     assert not Weights(tmp_path).is_mxfp4
 
@@ -182,7 +186,7 @@ def test_each_weight_that_is_not_finite_is_named(folder, tmp_path, value):
         "model.norm.weight has 1 values that are not finite",
     ]
     with pytest.raises(ValueError, match=f"Not exported.*{GATE_UP} has 2.*model.norm.weight"):
-        checkpoint.write_folder(tmp_path / "x", folder, weights.stored, weights)
+        checkpoint.write_folder(tmp_path / "x", folder, weights.stored, weights.__getitem__)
 
 
 def test_scale_that_overflows_bfloat16_counts_as_not_finite(mxfp4_folder, tmp_path):
@@ -198,7 +202,9 @@ def test_scale_that_overflows_bfloat16_counts_as_not_finite(mxfp4_folder, tmp_pa
 @pytest.mark.parametrize("keep", [0, 7, 3000, -1])
 def test_truncated_shard_is_named_before_anything_is_read(folder, tmp_path, keep):
     weights = Weights(folder)
-    checkpoint.write_folder(tmp_path, folder, weights.stored, weights, max_shard_size="200KB")
+    checkpoint.write_folder(
+        tmp_path, folder, weights.stored, weights.__getitem__, max_shard_size="200KB"
+    )
     shard = sorted(tmp_path.glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:keep])
     with pytest.raises(ValueError, match=f"{shard.name} is cut short or damaged .*Download it"):
@@ -228,7 +234,7 @@ def test_export_of_another_shape_is_refused(folder, tmp_path):
     weights = dict(Weights(folder))
     transpose(weights)
     with pytest.raises(ValueError, match=rf"{GATE_UP} is \[4, 192, 64\]"):
-        checkpoint.write_folder(tmp_path, folder, Weights(folder).stored, weights)
+        checkpoint.write_folder(tmp_path, folder, Weights(folder).stored, weights.__getitem__)
 
 
 def test_odd_sizes_have_no_mxfp4():
@@ -243,7 +249,7 @@ def test_full_disk_is_seen_before_anything_is_written(folder, tmp_path, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     weights = Weights(folder)
     with pytest.raises(OSError, match=r"0\.0 GB are needed and 0\.0 GB are free. Remove old runs"):
-        checkpoint.write_folder(tmp_path / "new" / "x", folder, weights.stored, weights)
+        checkpoint.write_folder(tmp_path / "new" / "x", folder, weights.stored, weights.__getitem__)
     assert not (tmp_path / "new").exists()
 
 

@@ -235,7 +235,7 @@ def on_mxfp4(experiments):
     base = experiments / "base-mxfp4"
     config = mxfp4.QUANTIZATION_CONFIG
     checkpoint.write_folder(
-        base, experiments / "base", description, written, quantization_config=config
+        base, experiments / "base", description, written.__getitem__, quantization_config=config
     )
     import_proved(base, experiments / "models" / "base-mxfp4")
     return lambda name, **settings: train(
@@ -293,11 +293,11 @@ def test_import_and_export_need_one_model_and_one_shard(tmp_path):
         def __missing__(self, name):
             return torch.randn(description[name].shape, dtype=torch.bfloat16) / 50
 
-    checkpoint.write_folder(base, small, description, Random())
+    checkpoint.write_folder(base, small, description, Random().__getitem__)
     needed = peak_of(lambda: import_base(base, tmp_path / "imported", torch.bfloat16))
     assert needed < 1.2 * size + 60e6  # Megatron-Core's writer takes 80 MB for a model of any size
     options = {"max_shard_size": "30MB"}
-    written = tmp_path / "x", base, description, Weights(base)
+    written = tmp_path / "x", base, description, Weights(base).__getitem__
     assert peak_of(lambda: checkpoint.write_folder(*written, **options)) < 0.6 * size
 
 

@@ -86,7 +86,7 @@ def folder(learned, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     model, _ = learned
     description = checkpoint.describe_model(model.config, torch.float32)
-    checkpoint.write_folder(folder, TINY, description, model.state_dict())
+    checkpoint.write_folder(folder, TINY, description, model.state_dict().__getitem__)
     template = render_template((TINY / "chat_template.jinja").read_text("utf-8"))
     (folder / TEMPLATE_FILE).write_text(template, "utf-8")
     (folder / "chat_template.jinja").write_text("{{ raise_exception('not this one') }}", "utf-8")

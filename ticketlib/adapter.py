@@ -7,7 +7,6 @@ disk. Its `target="hf-peft"` raises TypeError.
 """
 
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torch.distributed import checkpoint as torch_checkpoint
 from transformers import GptOssForCausalLM
 
 from ticketlib import convert
-from ticketlib.checkpoint import Weights, load_config
+from ticketlib.checkpoint import load_config
 
 _ATTENTION = {"linear_qkv": ("q_proj", "k_proj", "v_proj"), "linear_proj": ("o_proj",)}
 _EXPERTS = {"linear_fc1": "gate_up_proj", "linear_fc2": "down_proj"}
@@ -55,31 +54,6 @@ class Adapter:
         if weight.dim() == 2:
             return torch.addmm(weight.float(), b, a, alpha=scale)
         return torch.baddbmm(weight.float(), a.mT, b.mT, alpha=scale)
-
-
-class MergedWeights(Mapping[str, torch.Tensor]):
-    """The base's weights with the adapter's changes; each is made when it is asked for.
-
-    Attributes:
-        base: Weights of the base.
-        adapter: Changes some of them.
-    """
-
-    def __init__(self, base: Weights, adapter: Adapter):
-        """Keep references; nothing is read."""
-        self.base, self.adapter = base, adapter
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """Read and merge one weight."""
-        return self.adapter.merge(name, self.base[name])
-
-    def __iter__(self) -> Iterator[str]:
-        """Names as transformers' model has them."""
-        return iter(self.base)
-
-    def __len__(self) -> int:
-        """Number of weights."""
-        return len(self.base)
 
 
 def is_lora(checkpoint: Path) -> bool:

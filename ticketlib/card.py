@@ -58,10 +58,8 @@ def write_card(run: Run, folder: Path, *, base: str | Path = "") -> Path:
     path = require(run.tickets, made_by="02_prepare_jsonl.ipynb", run_name=run.run_name)
     tickets = pd.read_parquet(path, columns=["queue", "split", "language"])
     metrics = _read_metrics(run, folder)
-    file, base = (
-        Path(settings["tickets_csv"]).name,
-        name_base(base or get_profile(training["profile"]).base),
-    )
+    file = Path(settings["tickets_csv"]).name
+    base = name_base(base or get_profile(training["profile"]).base)
     is_adapter, is_mxfp4 = (folder / "adapter_config.json").exists(), _is_mxfp4(folder)
     data = ModelCardData(
         license="apache-2.0",

@@ -8,7 +8,7 @@ either BF16, `[experts, in, out]`, or MXFP4 as OpenAI releases them, `*_blocks` 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -252,7 +252,7 @@ def find_nonfinite(name: str, tensor: torch.Tensor) -> list[str]:
 def write_weights(
     folder: Path,
     description: Mapping[str, torch.Tensor],
-    weights: Mapping[str, torch.Tensor],
+    read: Callable[[str], torch.Tensor],
     *,
     max_shard_size: str = "5GB",
 ) -> None:
@@ -261,7 +261,8 @@ def write_weights(
     Args:
         folder: Existing; file names are those of `save_pretrained`.
         description: Shape and dtype of each, such as `describe_model` gives.
-        weights: Asked for each name once, when its turn comes; cast to the described dtype.
+        read: Gives the weight of a name; called once for each, when its turn comes. The weight is
+            cast to the described dtype.
         max_shard_size: Largest file, such as "5GB"; a tensor above it has a file of its own.
 
     Raises:
@@ -272,7 +273,7 @@ def write_weights(
     for file, names in plan.filename_to_tensors.items():
         shard = {}
         for name in names:
-            tensor = weights[name].to(description[name].dtype).contiguous()
+            tensor = read(name).to(description[name].dtype).contiguous()
             if tensor.shape != description[name].shape:
                 faults.append(
                     f"{name} is {list(tensor.shape)}, not {list(description[name].shape)}"
@@ -291,7 +292,7 @@ def write_folder(
     folder: Path,
     base: Path,
     description: Mapping[str, torch.Tensor],
-    weights: Mapping[str, torch.Tensor],
+    read: Callable[[str], torch.Tensor],
     *,
     max_shard_size: str = "5GB",
     quantization_config: dict | None = None,
@@ -302,7 +303,7 @@ def write_folder(
         folder: Made if need be.
         base: Folder that the rest comes from.
         description: As for `write_weights`.
-        weights: As for `write_weights`.
+        read: As for `write_weights`.
         max_shard_size: As for `write_weights`.
         quantization_config: Of what is written; that of the base never stays.
 
@@ -323,7 +324,7 @@ def write_folder(
     for pattern in SERVING_FILES:
         for file in sorted(Path(base).glob(pattern)):
             shutil.copyfile(file, Path(folder) / file.name)
-    write_weights(folder, description, weights, max_shard_size=max_shard_size)
+    write_weights(folder, description, read, max_shard_size=max_shard_size)
 
 
 def fingerprint(folder: Path) -> str:

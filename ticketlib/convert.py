@@ -59,42 +59,27 @@ def to_nemo(weights: Mapping[str, torch.Tensor], config) -> Iterator[tuple[str, 
             yield layer + _plain_name(part, config), weights[name]
 
 
-class NemoWeights(Mapping[str, torch.Tensor]):
-    """The parameters of a NeMo model by transformers' names; each is made when it is asked for.
+def from_nemo(name: str, *, state: Mapping[str, torch.Tensor], config) -> torch.Tensor:
+    """Make one weight of transformers' model from NeMo's parameters.
 
-    Attributes:
+    Args:
+        name: transformers' name.
         state: NeMo name -> tensor.
         config: `gptoss.GptOssConfig` of the model.
-        names: transformers' names (`checkpoint.describe_model`).
     """
-
-    def __init__(self, state: Mapping[str, torch.Tensor], config, names):
-        """Keep references; nothing is copied."""
-        self.state, self.config, self.names = state, config, list(names)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """Make one weight."""
-        layer, part = _split(name)
-        if part in _EXPERTS:
-            linear, kind = _EXPERTS[part]
-            each = [
-                self.state[layer + _expert_name(linear, kind, expert, self.config)]
-                for expert in range(self.config.num_moe_experts)
-            ]
-            each = [interleave(tensor) for tensor in each] if linear == "linear_fc1" else each
-            return torch.stack([tensor.t() if kind == "weight" else tensor for tensor in each])
-        if match := re.fullmatch(r"self_attn\.([qkv])_proj\.(\w+)", part):
-            rows = qkv_rows(self.config)["qkv".index(match[1])]
-            return self.state[f"{layer}self_attention.linear_qkv.{match[2]}"][rows]
-        return self.state[layer + _plain_name(part, self.config)]
-
-    def __iter__(self) -> Iterator[str]:
-        """Names as transformers' model has them."""
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        """Number of weights."""
-        return len(self.names)
+    layer, part = _split(name)
+    if part in _EXPERTS:
+        linear, kind = _EXPERTS[part]
+        each = [
+            state[layer + _expert_name(linear, kind, expert, config)]
+            for expert in range(config.num_moe_experts)
+        ]
+        each = [interleave(tensor) for tensor in each] if linear == "linear_fc1" else each
+        return torch.stack([tensor.t() if kind == "weight" else tensor for tensor in each])
+    if match := re.fullmatch(r"self_attn\.([qkv])_proj\.(\w+)", part):
+        rows = qkv_rows(config)["qkv".index(match[1])]
+        return state[f"{layer}self_attention.linear_qkv.{match[2]}"][rows]
+    return state[layer + _plain_name(part, config)]
 
 
 def qkv_rows(config) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -5,7 +5,8 @@ in memory are one shard and one weight, on disk no merged checkpoint of NeMo.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -44,14 +45,17 @@ def export_checkpoint(run: Run, trained: Path, *, max_shard_size: str = "5GB") -
     base = gptoss.hf_folder_of(trained)
     with replace_atomically(run.exported) as folder:
         if adapter.is_lora(trained):
-            weights = adapter.MergedWeights(Weights(base), adapter.read_adapter(trained))
-            description = checkpoint.describe_model(
-                weights.base.config, gptoss.config_of(trained).params_dtype
-            )
+            weights, lora = Weights(base), adapter.read_adapter(trained)
+            dtype = gptoss.config_of(trained).params_dtype
+            description = checkpoint.describe_model(weights.config, dtype)
             checkpoint.write_folder(
-                folder, base, description, weights, max_shard_size=max_shard_size
+                folder,
+                base,
+                description,
+                lambda name: lora.merge(name, weights[name]),
+                max_shard_size=max_shard_size,
             )
-            _verify(folder, weights, description)
+            _verify(folder, weights, lora, dtype)
         else:
             gptoss.start_afresh()
             llm.export_ckpt(
@@ -61,14 +65,14 @@ def export_checkpoint(run: Run, trained: Path, *, max_shard_size: str = "5GB") -
     return run.exported
 
 
-def _verify(folder: Path, weights: adapter.MergedWeights, description: dict) -> None:
+def _verify(folder: Path, base: Weights, lora: adapter.Adapter, dtype: torch.dtype) -> None:
     """Read an export back: it must be the merged weights, and another model than the base."""
-    written, changed = Weights(folder), 0
-    for name, described in description.items():
-        tensor, before = written[name], weights.base[name]
-        if not torch.equal(tensor, weights.adapter.merge(name, before).to(described.dtype)):
+    changed = 0
+    for name, tensor in Weights(folder).items():
+        before = base[name]
+        if not torch.equal(tensor, lora.merge(name, before).to(dtype)):
             raise ValueError(f"{name} came back from the disk as another. Export again.")
-        changed += not torch.equal(tensor, before.to(described.dtype))
+        changed += not torch.equal(tensor, before.to(dtype))
     if not changed:
         raise ValueError("The adapter changes no weight: it was not trained, or its rank is lost.")
 
@@ -119,16 +123,14 @@ def export_mxfp4(run: Run, trained: Path, *, max_shard_size: str = "5GB") -> Pat
     """
     require(run.exported, made_by="04_evaluate_and_export.ipynb", run_name=run.run_name)
     base = gptoss.hf_folder_of(trained)
-    weights = _Mxfp4Weights(Weights(run.exported), Weights(base))
-    description = checkpoint.stored_as_mxfp4(
-        checkpoint.describe_model(weights.full.config, torch.bfloat16)
-    )
+    full = Weights(run.exported)
+    description = checkpoint.stored_as_mxfp4(checkpoint.describe_model(full.config, torch.bfloat16))
     with replace_atomically(run.exported_mxfp4) as folder:
         checkpoint.write_folder(
             folder,
             run.exported,
             description,
-            weights,
+            _mxfp4_reader(full, Weights(base)),
             max_shard_size=max_shard_size,
             quantization_config=QUANTIZATION_CONFIG,
         )
@@ -137,34 +139,24 @@ def export_mxfp4(run: Run, trained: Path, *, max_shard_size: str = "5GB") -> Pat
     return run.exported_mxfp4
 
 
-class _Mxfp4Weights(Mapping[str, torch.Tensor]):
-    """What `export_mxfp4` writes, by the stored names."""
+def _mxfp4_reader(full: Weights, base: Weights) -> Callable[[str], torch.Tensor]:
+    """Give what reads a weight by its stored name; a weight of the base keeps the base's blocks."""
 
-    def __init__(self, full: Weights, base: Weights):
-        self.full, self.base = full, base
-        self.names = list(checkpoint.stored_as_mxfp4(full.stored))
-        self.last = ("", None, None)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        stem, _, part = name.rpartition("_")
-        if part not in ("blocks", "scales"):
-            return self.full[name]
-        if self.last[0] != stem:  # The two of a weight come after one another
-            self.last = (stem, *self._quantize(stem))
-        return self.last[1 if part == "blocks" else 2]
-
-    def _quantize(self, stem: str) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = self.full[stem]
-        if self.base.is_mxfp4 and torch.equal(weight, self.base[stem].to(weight.dtype)):
-            return tuple(self.base.read_stored(f"{stem}_{part}") for part in ("blocks", "scales"))
+    @lru_cache(maxsize=1)  # The two of a weight come after one another
+    def read_quantized(stem: str) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = full[stem]
+        if base.is_mxfp4 and torch.equal(weight, base[stem].to(weight.dtype)):
+            return tuple(base.read_stored(f"{stem}_{part}") for part in ("blocks", "scales"))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return tuple(part.cpu() for part in quantize(weight.to(device)))
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+    def read(name: str) -> torch.Tensor:
+        stem, _, part = name.rpartition("_")
+        if part not in ("blocks", "scales"):
+            return full[name]
+        return read_quantized(stem)[part == "scales"]
 
-    def __len__(self) -> int:
-        return len(self.names)
+    return read
 
 
 def _finish(run: Run, folder: Path, base: Path) -> None:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from unittest import mock
 
@@ -213,9 +213,10 @@ def start_afresh() -> None:
 
     Lightning refuses NeMo's strategy in an interactive session, because with several devices it
     starts the script once more for each; with one device it starts nothing. Process groups of an
-    earlier call go: those of a merge are for the CPU, those of training for the GPU. Each call gets
-    a port of its own, so that runs side by side don't meet, also those that inherit this process'
-    environment. Without CUDA, what needs it is patched first.
+    earlier call go: those of an import are for the CPU, those of training for the GPU. So does the
+    batch size of an earlier training, which Megatron-Core keeps. Each call gets a port of its own,
+    so that runs side by side don't meet, also those that inherit this process' environment. Without
+    CUDA, what needs it is patched first.
     """
     patch_for_cpu()
     accelerator_connector._IS_INTERACTIVE = False
@@ -377,7 +378,7 @@ class GptOssExporter(stock.HFGPTOSSExporter):
         source, trainer = self.nemo_load(str(self))
         config, base = config_of(self), hf_folder_of(self)
         description = describe_model(load_config(base), config.params_dtype)
-        weights = convert.NemoWeights(source.module.state_dict(), config, description)
-        write_folder(output_path, base, description, weights, max_shard_size=max_shard_size)
+        read = partial(convert.from_nemo, state=source.module.state_dict(), config=config)
+        write_folder(output_path, base, description, read, max_shard_size=max_shard_size)
         teardown(trainer, source)
         return output_path
