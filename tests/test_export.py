@@ -14,6 +14,7 @@ import time
 
 import pytest
 import torch
+from conftest import ROOT
 from nemo.collections import llm
 from random_gptoss import TEXTS, import_base, save
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ticketlib import adapter, checkpoint, export, gptoss, mxfp4, parity, training
 from ticketlib.checkpoint import Weights
 from ticketlib.checksums import verify_checksums
+from ticketlib.paths import Run, write_json
 
 TOLERANCE = 1e-5
 WEIGHTS = {
@@ -208,6 +210,17 @@ def test_export_that_fails_leaves_the_earlier_one(trained, monkeypatch, fault):
         export.export_checkpoint(run, last, max_shard_size="300KB")
     assert {path.name: path.read_bytes() for path in run.exported.iterdir()} == before
     assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(("prompt_format", "is_there"), [("harmony", True), ("plain", False)])
+def test_template_of_the_training_is_for_chats_only(tmp_path, monkeypatch, prompt_format, is_there):
+    """Chats rendered with it would be another prompt than a model tuned on plain texts knows."""
+    run, folder = Run("template", str(tmp_path)), tmp_path / "folder"
+    folder.mkdir()
+    write_json(run.settings, {"prompt": {"prompt_format": prompt_format}})
+    monkeypatch.setattr(export, "write_card", lambda *_, **__: None)
+    export._finish(run, folder, ROOT / "data" / "tiny-gpt-oss")
+    assert (folder / "routing.jinja").exists() == is_there
 
 
 def test_base_that_went_away_is_named(trained):

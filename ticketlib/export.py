@@ -17,7 +17,7 @@ from ticketlib.card import write_card
 from ticketlib.checkpoint import Weights
 from ticketlib.checksums import write_checksums
 from ticketlib.mxfp4 import QUANTIZATION_CONFIG, quantize
-from ticketlib.paths import Run, replace_atomically, require
+from ticketlib.paths import Run, read_settings, replace_atomically, require
 from ticketlib.profiles import name_base
 from ticketlib.template import TEMPLATE_FILE, render_template
 
@@ -161,13 +161,19 @@ def _mxfp4_reader(full: Weights, base: Weights) -> Callable[[str], torch.Tensor]
 
 def _finish(run: Run, folder: Path, base: Path) -> None:
     """Add what goes with the weights: the template of the training, the card, the checksums."""
+    settings = read_settings(run) if run.settings.exists() else None
+    if not settings or settings["prompt"]["prompt_format"] == "harmony":  # Else there are no chats
+        _add_template(folder, base)
+    if settings:
+        write_card(run, folder, base=base)
+    write_checksums(folder)
+
+
+def _add_template(folder: Path, base: Path) -> None:
     path = base / "chat_template.jinja"
     try:
         text = render_template(path.read_text("utf-8") if path.exists() else "")
     except ValueError as error:
-        warnings.warn(f"No {TEMPLATE_FILE} for servers: {error}", stacklevel=3)
+        warnings.warn(f"No {TEMPLATE_FILE} for servers: {error}", stacklevel=4)
     else:
         (folder / TEMPLATE_FILE).write_text(text, "utf-8")
-    if run.settings.exists():
-        write_card(run, folder, base=base)
-    write_checksums(folder)
