@@ -308,10 +308,10 @@ def test_import_and_export_need_one_model_and_one_shard(tmp_path):
 
     checkpoint.write_folder(base, small, description, Random().__getitem__)
     needed = peak_of(lambda: import_base(base, tmp_path / "imported", torch.bfloat16))
-    assert needed < 1.2 * size + 60e6  # Megatron-Core's writer takes 80 MB for a model of any size
+    assert needed < 1.2 * size + 30e6  # Megatron-Core's writer takes some MB for any model
     options = {"max_shard_size": "30MB"}
     written = tmp_path / "x", base, description, Weights(base).__getitem__
-    assert peak_of(lambda: checkpoint.write_folder(*written, **options)) < 0.6 * size
+    assert peak_of(lambda: checkpoint.write_folder(*written, **options)) < 0.3 * size
 
 
 def peak_of(action):
