@@ -24,7 +24,8 @@ def name(text):
 
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 extras = project["optional-dependencies"]
-wanted = [r for r in project["dependencies"] + extras["test"] + extras["kaggle"] if name(r) != "torch"]
+groups = [project["dependencies"], *(extras[extra] for extra in ("notebooks", "test", "kaggle"))]
+wanted = [r for group in groups for r in group if name(r) != "torch"]
 built_for_torch = re.compile(r"torch|torchvision|pytorch-triton|triton|transformer-engine.*|flash-attn.*|apex|cuda-.*|nvidia-.*")
 kept = {name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()}
 kept = {n: v for n, v in kept.items() if built_for_torch.fullmatch(n) and n not in map(name, wanted)}

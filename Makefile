@@ -70,7 +70,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	done; \
 	echo 'Install Python 3.11 or 3.12 and name it: make PYTHON=/path/to/python3.11 ...' >&2; \
 	exit 1
-	$(PY) -m pip install --no-compile --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test,dev]'
+	$(PY) -m pip install --no-compile --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[notebooks,test,dev]'
 	$(PY) -m pip check
 	@echo 'Compiling on all cores (pip would take one)'
 	@$(PY) -m compileall -q -j 0 -x '/(tests?|ray)/' '$(VENV)/lib' >'$(VENV)/compileall.log' || true

@@ -61,7 +61,7 @@ def test_conda_environment_is_python_and_the_project():
     environment = yaml.safe_load(text)
     assert environment["channels"] == ["conda-forge"]
     *packages, pip = environment["dependencies"]
-    assert pip == {"pip": ["-c constraints.txt", "-e ."]}
+    assert pip == {"pip": ["-c constraints.txt", "-e .[notebooks]"]}
     python = next(p for p in packages if p.startswith("python="))
     assert SpecifierSet(PROJECT["requires-python"]).contains(python.removeprefix("python=") + ".0")
     lines = [line for line in text.splitlines() if re.match(r"  - \w", line)]
@@ -73,9 +73,10 @@ def test_conda_environment_is_python_and_the_project():
 def test_conda_environment_explains_what_pyproject_names():
     text = (ROOT / "environment.yml").read_text()
     explained = re.findall(r"^ +#   ([\w-]+) +\S", text, re.MULTILINE)
-    assert [canonicalize_name(name) for name in explained] == list(DEPENDENCIES)
+    named = [*DEPENDENCIES, *map(canonicalize_name, PROJECT["optional-dependencies"]["notebooks"])]
+    assert [canonicalize_name(name) for name in explained] == named
     asked_for = "nemo-toolkit torch pandas jupyterlab ipywidgets matplotlib papermill safetensors"
-    assert set(asked_for.split()) <= set(DEPENDENCIES)
+    assert set(asked_for.split()) <= set(named)
 
 
 def test_container_starts_jupyterlab_on_nvidias_image():
@@ -115,6 +116,7 @@ def test_container_keeps_its_torch_and_transformer_engine(tmp_path):
     wanted = {canonicalize_name(r.name): r for r in map(Requirement, out.stdout.splitlines())}
     assert "torch" not in wanted
     assert wanted | {"torch": DEPENDENCIES["torch"]} == wanted | DEPENDENCIES
+    assert "jupyterlab" in wanted
     kept = read_constraints(tmp_path / "kept-constraints.txt")
     assert kept["torch"] == importlib.metadata.version("torch")
     assert kept["transformer-engine"] == "2.9.0"
@@ -207,7 +209,7 @@ def test_environment_is_made_once_and_again_when_pins_change(checkout):
     assert checkout.make("install").returncode == 0
     called = "\n".join(checkout.calls())
     assert "-m venv .venv" in called
-    assert "-c constraints.txt -e .[test,dev]" in called
+    assert "-c constraints.txt -e .[notebooks,test,dev]" in called
     assert "-m pip check" in called
     assert checkout.make("install", "test").returncode == 0
     assert checkout.calls() == ["-m pytest -n 2 --dist loadfile"]

@@ -6,10 +6,15 @@ python -m ticketlib.publish nemo-experiments/results/demo/notebooks/04_evaluate_
 import argparse
 from pathlib import Path
 
-import nbformat
-from nbconvert import HTMLExporter
-
 from ticketlib.paths import replace_atomically
+
+try:
+    import nbformat
+    from nbconvert import HTMLExporter
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "ticketlib.publish needs nbconvert and nbformat: pip install 'ticketlib[notebooks]'"
+    ) from error
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 

@@ -7,9 +7,15 @@ from collections.abc import Callable
 from functools import cache
 from html import escape
 
-import ipywidgets
 import numpy as np
 import pandas as pd
+
+try:
+    import ipywidgets
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "ticketlib.widgets needs ipywidgets: pip install 'ticketlib[notebooks]'"
+    ) from error
 
 ALL = "(all)"
 
