@@ -18,7 +18,7 @@ LAB_ARGS ?=
 
 NOTEBOOKS := 01_explore_tickets 02_prepare_jsonl 03_train_lora 04_evaluate_and_export
 RESULTS := $(EXPERIMENTS)/results/$(RUN_NAME)
-SOURCES := $(wildcard ticketlib tests data benchmarks notebooks)
+SOURCES := $(wildcard ticketlib tests data benchmarks docs notebooks)
 IPYNB := $(wildcard notebooks/*.ipynb)
 NBSTRIPOUT := --extra-keys 'metadata.papermill cell.metadata.papermill'
 RST := $(wildcard *.rst data/*.rst data/*/*.rst benchmarks/*.rst docs/*.rst)
@@ -38,7 +38,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 unexport PYTHONPATH
 endif
 
-.PHONY: help install tutorial lab test lint format clean
+.PHONY: help install tutorial lab test lint format figures clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -116,6 +116,9 @@ format: $(INSTALLED) ## Put code and notebooks into the form that lint wants
 	$(PY) -m ruff check --fix $(SOURCES)
 	$(PY) -m ruff format $(SOURCES)
 	$(if $(IPYNB),$(PY) -m nbstripout $(NBSTRIPOUT) $(IPYNB))
+
+figures: $(INSTALLED) ## Draw the figures of README.rst and docs/ anew, from the results of make tutorial
+	$(PY) docs/make_figures.py --run-name '$(RUN_NAME)' --experiments-dir '$(EXPERIMENTS)'
 
 clean: ## Remove the virtual environment and caches; nemo-experiments/ stays
 	@if [ -n '$(MADE_BY_US)' ] && [ -e '$(MADE_BY_US)' ]; then echo 'rm -rf $(VENV)'; rm -rf '$(VENV)'; fi
