@@ -14,12 +14,15 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+from conftest import import_script
+from documents import run_code
 from notebook_runner import NAMES, ROOT, execute
 from papermill.exceptions import PapermillExecutionError
 from planted import find_planted
 from server_contract import find_faults
 
 from ticketlib.checksums import verify_checksums
+from ticketlib.metrics import write_metrics
 from ticketlib.paths import Run
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -108,8 +111,11 @@ def test_the_report_is_for_those_who_do_not_read_code(demo):
 
 
 @pytest.mark.notebook
-def test_exported_folder_answers_a_chat_as_it_scores(demo, request):
-    """Over an OpenAI-compatible server; greedy decoding picks no other queue but now and then."""
+def test_exported_folder_answers_a_chat_as_it_scores(demo, request, tmp_path):
+    """Over an OpenAI-compatible server; greedy decoding picks no other queue but now and then.
+
+    What docs/serving.rst shows is asked first.
+    """
     from openai_server import install_server, serve
 
     from ticketlib import prompts
@@ -123,6 +129,8 @@ def test_exported_folder_answers_a_chat_as_it_scores(demo, request):
     template = (demo.exported / TEMPLATE_FILE).read_text("utf-8")
     same = 0
     with serve(demo.exported, packages, chat_template=template) as client:
+        server = str(client.base_url).rstrip("/")
+        said = run_code(ROOT / "docs" / "serving.rst", demo, tmp_path, server=server)
         for _, ticket in tickets.iterrows():
             reply = client.chat.completions.create(
                 model=str(demo.exported),
@@ -133,6 +141,21 @@ def test_exported_folder_answers_a_chat_as_it_scores(demo, request):
             answer = prompts.parse_answer(reply.choices[0].message.content, queues)
             same += answer == scored[ticket["ticket_id"]]
     assert same >= 19
+    decided, chatted, completed, sent = said.splitlines()
+    assert decided.split(" 0.")[0] in queues and chatted == completed in queues
+    assert json.loads(sent)["choices"][0]["message"]["content"] == f"final{chatted}"
+
+
+@pytest.mark.notebook
+def test_documents_compare_runs_draw_figures_and_explain_all(demo, figures, tmp_path):
+    for rank in (4, 8, 16):
+        run = Run(f"rank{rank}", str(demo.experiments))
+        write_metrics(run.metrics, figures | {"settings.lora_rank": rank})
+    run_code(ROOT / "docs" / "batch.rst", demo, tmp_path)
+    drawn = import_script(ROOT / "docs" / "make_figures.py").draw_figures(demo, tmp_path)
+    assert [path.name for path in drawn] == ["results.png", "reading.png"]
+    explained = (ROOT / "docs" / "results.rst").read_text("utf-8")
+    assert [key for key in figures if f"``{key.split('.')[0]}" not in explained] == []
 
 
 @pytest.mark.notebook
