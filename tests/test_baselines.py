@@ -24,6 +24,15 @@ def test_majority_gives_the_shares_of_the_training_tickets():
     np.testing.assert_allclose(probabilities, [[0, 0.6, 0, 0, 0.4]] * 3)
 
 
+def test_blind_loss_is_that_of_the_shares_over_all_tokens_of_the_answers(byte_tokenizer):
+    # ln 4 twice and ln 4/3 once over the characters of each answer and its end
+    loss = baselines.blind_loss(["IT", *["Sales"] * 3], ["IT", "IT", "Sales"], byte_tokenizer)
+    assert loss == pytest.approx((2 * np.log(4) + np.log(4 / 3)) / (3 + 3 + 6))
+    assert baselines.blind_loss(["IT"], ["IT"], byte_tokenizer) == 0
+    with pytest.raises(KeyError, match="Sales"):
+        baselines.blind_loss(["IT"], ["Sales"], byte_tokenizer)
+
+
 def test_tfidf_learns_from_training_alone_and_keeps_the_order_of_queues():
     test = pd.DataFrame({"subject": ["the invoice", ""], "body": ["a charge", "paper jam"]})
     probabilities = baselines.tfidf_probabilities(TRAINING, test, QUEUES, seed=0)

@@ -114,6 +114,12 @@ def test_nothing_is_cut_off_and_labels_do_not_overlap(draw):
     assert_nothing_is_cut_or_overlaps(draw())
 
 
+def test_loss_curves_show_what_a_blind_model_would_reach():
+    assert not plots.loss_curves(HISTORY).get_lines()[2:]
+    line = plots.loss_curves(HISTORY, blind_loss=0.3).get_lines()[-1]
+    assert set(line.get_ydata()) == {0.3} and "alone" in line.get_label()
+
+
 def test_loss_curves_join_the_measured_points():
     ax = plots.loss_curves(HISTORY)
     training, validation = ax.get_lines()

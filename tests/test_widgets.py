@@ -46,6 +46,12 @@ def test_split_and_group_are_shown_where_there_are_some():
     assert output.value == widgets.show_ticket(more, 1)
 
 
+def test_tables_of_texts_are_escaped_and_aligned_left():
+    html = widgets.show_texts(TICKETS[["subject", "body"]].assign(share=0.123456)).to_html()
+    assert "&lt;script&gt;" in html and "<script" not in html
+    assert "text-align: left" in html and ">0.123<" in html
+
+
 def test_unknown_ticket_is_an_error():
     with pytest.raises(ValueError, match="ticket_id = 3 occurs 0 times.*1 to 7"):
         widgets.show_ticket(TICKETS, 3)

@@ -14,6 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from ticketlib.predictions import encode_queues
+from ticketlib.rendering import count_tokens
 
 
 def majority_probabilities(training: pd.DataFrame, n: int, queues: Sequence[str]) -> np.ndarray:
@@ -24,6 +25,24 @@ def majority_probabilities(training: pd.DataFrame, n: int, queues: Sequence[str]
     """
     codes = encode_queues(training["queue"], queues, "training")
     return np.tile(np.bincount(codes, minlength=len(queues)) / len(codes), (n, 1))
+
+
+def blind_loss(training: Sequence[str], validation: Sequence[str], tokenizer) -> float:
+    """Loss, in nats a token, of a model that reads no ticket and knows each answer's share.
+
+    As NeMo measures it: over all tokens of an answer, its end token among them.
+
+    Args:
+        training: Rendered answers (`prompts.render_answer`), which give the shares.
+        validation: Those on which the loss is measured.
+        tokenizer: Of the model.
+
+    Raises:
+        KeyError: If an answer occurs in validation only.
+    """
+    shares = pd.Series(training).value_counts(normalize=True)
+    tokens = sum(count_tokens(validation, tokenizer)) + len(validation)
+    return float(-np.log(shares.loc[list(validation)]).sum() / tokens)
 
 
 def tfidf_classifier(*, seed: int) -> Pipeline:

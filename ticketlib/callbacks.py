@@ -1,10 +1,12 @@
 """What NeMo and Lightning call while they train: checkpoints, resumption, the progress line."""
 
 import fnmatch
+import io
 import json
 import math
 import re
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 from unittest import mock
@@ -12,13 +14,16 @@ from unittest import mock
 import nemo_run
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from matplotlib.figure import Figure
 from nemo import lightning as nl
 from nemo.utils.get_rank import is_global_rank_zero
 from torch.distributed.checkpoint.api import CheckpointException
-from tqdm import tqdm
 
+from ticketlib import plots
 from ticketlib.checksums import write_checksums
-from ticketlib.logs import console
+from ticketlib.history import read_losses
+from ticketlib.logs import can_show, console, progress, show
 from ticketlib.paths import remove, write_json
 from ticketlib.resume import PROGRESS_FILE, Checkpoint, best_of, list_checkpoints
 
@@ -157,9 +162,14 @@ def count_trained(model: torch.nn.Module) -> Counter:
 
 
 class Progress(Callback):
-    """What is trained, and a line that shows steps, loss, tickets a second and the time left."""
+    """What is trained; a line with steps, loss, tickets a second and the time left; a plot.
 
+    The plot of the losses grows in a notebook; elsewhere there is only the line.
+    """
+
+    REDRAW = 3  # Seconds from one plot to the next
     bar = None
+    drawn = 0.0
 
     def __init__(self, tickets_per_row: float = 1.0):
         """Rows of a batch hold so many tickets, about, where they are packed."""
@@ -186,13 +196,14 @@ class Progress(Callback):
         total = sum(parameter.numel() for parameter in module.parameters())
         parts = ", ".join(f"{family} {count:,}" for family, count in trained.items())
         count = trained.total()
-        print(f"Trained: {parts}; {count:,} of {total:,} parameters.", file=console())
-        self.bar = tqdm(
+        self._draw(trainer, update=False)  # First, so that the line below it stays one
+        if is_global_rank_zero():
+            print(f"Trained: {parts}; {count:,} of {total:,} parameters.", file=console())
+        self.bar = progress(
             total=trainer.max_steps,
             initial=trainer.global_step,
             unit="step",
-            file=console(),
-            mininterval=1,
+            disable=not is_global_rank_zero(),
         )
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):  # noqa: D102
@@ -201,7 +212,25 @@ class Progress(Callback):
         tickets = trainer.datamodule.global_batch_size * self.tickets_per_row * rate
         self.bar.set_postfix_str(f"loss {float(loss):.3f}, {tickets:.1f} tickets/s", refresh=False)
         self.bar.update()
+        if time.monotonic() - self.drawn > self.REDRAW:
+            self._draw(trainer)
 
     def on_train_end(self, trainer, module):  # noqa: D102
         if self.bar is not None:
             self.bar.close()
+            self._draw(trainer)
+
+    def _draw(self, trainer, update: bool = True) -> None:
+        """Plot the losses that are logged so far, of earlier attempts as well."""
+        logger = next((each for each in trainer.loggers if isinstance(each, CSVLogger)), None)
+        if logger is None or not can_show():
+            return
+        from IPython.display import Image
+
+        figure = Figure(figsize=(7, 3.5), layout="constrained")
+        ax = plots.loss_curves(read_losses(Path(logger.save_dir)), ax=figure.subplots())
+        ax.set_xlim(0, 1.02 * trainer.max_steps)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        show(Image(picture.getvalue()), f"losses of {logger.log_dir}", update=update)
+        self.drawn = time.monotonic()

@@ -19,7 +19,11 @@ def list_attempts(run: Run) -> list[Path]:
 
     Each start of training logs to its own: Lightning's `CSVLogger` deletes the file that it finds.
     """
-    return sorted(run.training.glob("attempt-*"), key=lambda path: int(path.name[8:]))
+    return _list_attempts(run.training)
+
+
+def _list_attempts(training: Path) -> list[Path]:
+    return sorted(training.glob("attempt-*"), key=lambda path: int(path.name[8:]))
 
 
 def read_history(run: Run) -> pd.DataFrame:
@@ -33,11 +37,17 @@ def read_history(run: Run) -> pd.DataFrame:
     Raises:
         FileNotFoundError: Training has not logged a step.
     """
-    files = [attempt / "metrics.csv" for attempt in list_attempts(run)]
-    if not any(file.exists() for file in files):
+    history = read_losses(run.training)
+    if history.empty:
         first = run.training / "attempt-1" / "metrics.csv"
         require(first, made_by="03_train_lora.ipynb", run_name=run.run_name)
+    return history
+
+
+def read_losses(training: Path) -> pd.DataFrame:
+    """Give what `read_history` gives, of the folder `training` of a run; perhaps no row yet."""
     history = pd.DataFrame(columns=["step", *COLUMNS.values()], dtype=float)
+    files = [attempt / "metrics.csv" for attempt in _list_attempts(training)]
     for attempt in map(_read_attempt, filter(Path.exists, files)):
         if len(attempt):
             history = pd.concat([history[history["step"] < attempt["step"].min()], attempt])

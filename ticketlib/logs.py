@@ -1,13 +1,18 @@
-"""Send the chatter of NeMo, Megatron-Core and Lightning to a file; keep the notebook readable."""
+"""Send the chatter of NeMo, Megatron-Core and Lightning to a file; keep the notebook readable.
+
+What is for the reader, such as progress and a plot that grows, still comes through.
+"""
 
 import io
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
+
+from tqdm import tqdm
 
 
 class _Chatter(io.TextIOBase):
@@ -26,13 +31,67 @@ class _Chatter(io.TextIOBase):
         (self.file or sys.stderr).flush()
 
 
+class _Reader(NamedTuple):
+    """What reaches the reader: printed text and, in a notebook, what is displayed."""
+
+    stream: TextIO
+    publisher: object
+
+
 _chatter = _Chatter()
-_console: list[TextIO] = []
+_readers: list[_Reader] = []
+
+
+def _reader() -> _Reader:
+    return (
+        _readers[-1] if _readers else _Reader(sys.stdout, getattr(_kernel(), "display_pub", None))
+    )
+
+
+def _kernel():
+    """IPython's shell in a notebook; None in a terminal or a script."""
+    ipython = sys.modules.get("IPython")  # A notebook has it, others need not
+    shell = ipython and ipython.get_ipython()
+    return shell if hasattr(shell, "kernel") else None
 
 
 def console() -> TextIO:
     """Give the stream that the reader sees, also inside `quiet`: for progress."""
-    return _console[-1] if _console else sys.stdout
+    return _reader().stream
+
+
+def can_show() -> bool:
+    """Tell whether there is a notebook in which `show` shows something."""
+    return _reader().publisher is not None
+
+
+def show(thing: object, name: str, *, update: bool = False) -> None:
+    """Display something in the notebook, also inside `quiet`; nothing happens where there is none.
+
+    Args:
+        thing: What IPython can display.
+        name: To replace it by later.
+        update: Replace what was shown under this name.
+    """
+    if can_show():
+        data, metadata = _kernel().display_formatter.format(thing)
+        _reader().publisher.publish(data, metadata, transient={"display_id": name}, update=update)
+
+
+def progress(items: Iterable | None = None, what: str | None = None, **options) -> tqdm:
+    """Go through items and show the reader how far it is and the time left, also inside `quiet`.
+
+    A terminal and a notebook see a line that changes each second, a log file one a minute.
+
+    Args:
+        items: A sequence, or None to count with `update`.
+        what: Begins the line.
+        options: Of `tqdm`, such as `total`, `unit`, or `delay` in seconds for what may be short.
+    """
+    seconds = 1 if can_show() or console().isatty() else 60
+    return tqdm(
+        items, what, file=console(), mininterval=seconds, maxinterval=max(10, seconds), **options
+    )
 
 
 @contextmanager
@@ -46,7 +105,7 @@ def quiet(log_file: Path) -> Iterator[None]:
     """
     Path(log_file).parent.mkdir(parents=True, exist_ok=True)
     with open(log_file, "a", encoding="utf-8", buffering=1) as file:
-        _console.append(console())
+        _readers.append(_reader())
         before, _chatter.file = _chatter.file, file
         moved = [(handler, handler.setStream(_chatter)) for handler in _stream_handlers()]
         try:
@@ -58,7 +117,7 @@ def quiet(log_file: Path) -> Iterator[None]:
             ):
                 yield
         finally:
-            _console.pop()
+            _readers.pop()
             _chatter.file = before
             for handler, stream in moved:
                 if stream is not None:
@@ -79,11 +138,11 @@ def _standard_error_to(file: TextIO) -> Iterator[None]:
 
 def _without_display():
     """Also what NeMo shows as rich output in a notebook, past `sys.stdout`."""
-    try:
-        from IPython.utils.capture import capture_output
-    except ImportError:
+    if not _kernel():
         return nullcontext()
-    return capture_output(stdout=False, stderr=False, display=True)
+    from IPython.utils.capture import capture_output
+
+    return capture_output(stdout=False, stderr=False)
 
 
 def _stream_handlers() -> list[logging.StreamHandler]:

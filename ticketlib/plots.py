@@ -48,11 +48,13 @@ def shorten(names: Iterable[str], *, most: int = 60) -> list[str]:
     return [f"{name[:half]}…{name[-half:]}" if len(name) > most else name for name in names]
 
 
-def loss_curves(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def loss_curves(history: pd.DataFrame, *, blind_loss: float = 0.0, ax: Axes | None = None) -> Axes:
     """Lines: training and validation loss by optimizer step.
 
     Args:
         history: Columns `step`, `train_loss`, `val_loss` (nats a token; NaN where not measured).
+        blind_loss: Loss of a model that reads no ticket (`baselines.blind_loss`), drawn as a line;
+            0 for none.
         ax: Axes to draw on, else new ones.
 
     Raises:
@@ -63,6 +65,8 @@ def loss_curves(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     validation = history[["step", "val_loss"]].dropna()
     ax.plot(training["step"], training["train_loss"], color=SKY, label="Training")
     ax.plot(validation["step"], validation["val_loss"], "o-", color=VERMILLION, label="Validation")
+    if blind_loss:
+        ax.axhline(blind_loss, color=GRAY, ls=":", label="Knows the shares of the queues alone")
     ax.legend(frameon=False)
     ax.set(xlabel="Optimizer step", ylabel="Loss (nats a token)")
     ax.set_ylim(bottom=0)

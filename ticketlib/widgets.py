@@ -9,6 +9,7 @@ from html import escape
 
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 try:
     import ipywidgets
@@ -45,6 +46,14 @@ def show_ticket(tickets: pd.DataFrame, ticket_id: int) -> str:
     return (
         f"<p><small>{escape(' · '.join(head))}</small><br><b>{escape(subject)}</b>"
         f'</p><p style="white-space: pre-wrap; max-width: 50em">{escape(ticket["body"])}</p>'
+    )
+
+
+def show_texts(table: pd.DataFrame) -> Styler:
+    """A table of texts to display: escaped, aligned left, without the index."""
+    left = {"selector": "th, td", "props": "text-align: left"}
+    return (
+        table.style.format(escape="html", precision=3).hide(axis="index").set_table_styles([left])
     )
 
 
@@ -145,11 +154,11 @@ def router(route: Callable) -> ipywidgets.Widget:
         route: The function of `routing.load_router`, or any other of a body and a subject that
             gives the like. What it raises is shown; the traceback goes to Jupyter's log.
     """
-    wide = ipywidgets.Layout(width="100%")
+    wide = ipywidgets.Layout(width="auto")  # 100% would leave no room for the margin
     subject = ipywidgets.Text(placeholder="Subject, if there is one", layout=wide)
     text = ipywidgets.Textarea(
         placeholder="Type or paste a ticket",
-        layout=ipywidgets.Layout(width="100%", height="8em"),
+        layout=ipywidgets.Layout(width="auto", height="8em"),
     )
     button = ipywidgets.Button(description="Route", button_style="primary")
     output = ipywidgets.HTML()
