@@ -1,6 +1,7 @@
 """What README.rst, CONTRIBUTING.rst and docs/ hold: commands, code, links and error texts."""
 
 import contextlib
+import functools
 import io
 import re
 import subprocess
@@ -16,6 +17,7 @@ DOCUMENTS = [ROOT / "README.rst", ROOT / "CONTRIBUTING.rst", *sorted((ROOT / "do
 PROGRAMS = "conda docker make papermill pip pytest python sha256sum".split()
 
 
+@functools.cache
 def parse(path: Path) -> nodes.document:
     """The document; fails at the first warning of docutils."""
     settings = {"report_level": 2, "halt_level": 2}

@@ -6,6 +6,7 @@ with the reason. Python code that needs a finished run is run in tests/test_note
 """
 
 import ast
+import functools
 import json
 import os
 import re
@@ -235,6 +236,7 @@ def test_pictures_are_small():
     assert pictures and all(path.stat().st_size < 150_000 for path in pictures)
 
 
+@functools.cache
 def find_texts(path) -> str:
     """Every text in a module's code, with "…" where something is put in."""
     texts = []
