@@ -124,6 +124,11 @@ class Run:
         return self.folder / "training"
 
     @property
+    def jobs(self) -> Path:
+        """Scripts, configurations and logs of the processes and jobs that NeMo-Run started."""
+        return self.folder / "jobs"
+
+    @property
     def history(self) -> Path:
         """Training and validation loss by step."""
         return self.folder / "history.csv"

@@ -17,9 +17,9 @@ from lightning.pytorch.loggers import CSVLogger
 from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.collections.llm.gpt.data.packed_sequence import PackedSequenceSpecs
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
-from ticketlib import callbacks, gptoss, parity, resume, run_settings
+from ticketlib import callbacks, executors, gptoss, parity, resume, run_settings
 from ticketlib.checksums import verify_checksums
 from ticketlib.history import list_attempts, read_history
 from ticketlib.jsonl import read_jsonl, remove_stale_files
@@ -55,6 +55,7 @@ def make_recipe(
     seq_length: int = 0,
     pack_tokens: int = 0,
     devices: int = 0,
+    nodes: int = 1,
     seed: int = 0,
 ) -> nemo_run.Partial:
     """Give `llm.gpt_oss_20b.finetune_recipe`, filled in for a run; edit it as you like.
@@ -108,9 +109,12 @@ def make_recipe(
         )
     micro = micro_batch_size or profile.micro_batch_size
     batch = global_batch_size or profile.global_batch_size
-    if batch % micro:
+    world = (devices or profile.devices) * nodes
+    if batch % (micro * world) or world % profile.expert_parallel:
         raise ValueError(
-            f"global_batch_size ({batch}) must be a multiple of micro_batch_size ({micro})."
+            f"global_batch_size ({batch}) must be a multiple of micro_batch_size ({micro}) times "
+            f"devices and nodes ({world}), and those of {profile.expert_parallel}, over which "
+            f"{profile.name} spreads its experts."
         )
     _check_data(run, prompt_format, batch)
     steps = max_steps or profile.max_steps
@@ -122,6 +126,7 @@ def make_recipe(
         resume_path=str(imported),
         peft_scheme=peft_scheme,
         num_gpus_per_node=devices or profile.devices,
+        num_nodes=nodes,
     )
     recipe.resume.restore_config.path = str(imported)
     recipe.resume.resume_if_exists = False  # NeMo's own search; run_recipe names the checkpoint
@@ -142,6 +147,10 @@ def make_recipe(
     recipe.model = nemo_run.Config(
         gptoss.GptOssModel, config=gptoss.config_from_hf(base, dtype, make_config)
     )
+    # As data: NeMo-Run hands no objects on to other processes
+    recipe.model.config.generation_config = nemo_run.Config(
+        GenerationConfig, **recipe.model.config.generation_config.to_diff_dict()
+    )
     if peft_scheme == "lora":
         recipe.peft.target_modules = targets
         recipe.peft.dim = lora_rank or profile.lora_rank
@@ -149,6 +158,8 @@ def make_recipe(
 
     recipe.trainer.max_steps = steps
     recipe.trainer.num_sanity_val_steps = 0
+    # Its place is Progress'; NeMo's gathers times on rank 0 alone, and several processes hang
+    recipe.trainer.enable_progress_bar = False
     recipe.trainer.val_check_interval = min(val_check_interval or math.ceil(steps / 3), steps)
     recipe.trainer.callbacks.append(
         nemo_run.Config(callbacks.Progress, tickets_per_row=tickets_per_row)
@@ -256,12 +267,15 @@ def run_recipe(
     seed: int = 0,
     restart: bool = False,
     profile: str = "",
+    executor: str = "local",
+    slurm: str = "",
 ) -> Path:
     """Train through NeMo-Run, to the end or from where an interrupted training can go on.
 
-    One device trains in this process; several get a process each, started by torchrun. A training
-    that was interrupted goes on from its last whole checkpoint and gives the steps that it would
-    have given; one that has ended is not repeated.
+    One device trains in this process; several get a process each, started by torchrun. A Slurm
+    job is submitted and waited for; whoever stops waiting calls this again when it has ended. A
+    training that was interrupted goes on from its last whole checkpoint and gives the steps that it
+    would have given; one that has ended is not repeated.
 
     Args:
         run: Its `training`, `training_settings` and `history` are written; where training begins
@@ -270,16 +284,22 @@ def run_recipe(
         seed: Of the adapter's start.
         restart: Remove an earlier training and begin anew.
         profile: Name of the profile, kept with the settings.
+        executor: "local", or "slurm" for a job.
+        slurm: Settings of the job (`executors.read_slurm`).
 
     Returns:
         The folder of the checkpoint with the lowest validation loss.
 
     Raises:
-        ValueError: A setting differs from that of the training to go on with, or a checkpoint is
-            damaged. Nothing was touched.
+        ValueError: A setting differs from that of the training to go on with, a checkpoint is
+            damaged, or there is no such executor or setting of it. Nothing was touched.
+        FileNotFoundError: Slurm's commands are not here. Nothing was touched.
+        RuntimeError: The other processes or the job did not succeed; or a job of this run is still
+            in the queue, and nothing was touched.
         PermissionError: The run's folder is read-only.
         OSError: A checkpoint could not be written. The earlier ones are as they were.
     """
+    place = executors.make_executor(executor, run, recipe, slurm=slurm)
     resume.check_writable(run.folder, run.training)
     settings = describe_recipe(recipe) | {"seed": seed} | run_settings.hash_data(run)
     settings |= {"profile": profile} if profile else {}
@@ -290,14 +310,20 @@ def run_recipe(
     if last and last.finished:
         print(f"Training ended at step {last.step} already and is not repeated.", file=console())
     else:
-        _train(run, recipe, settings, last)
+        if executor == "slurm":
+            executors.check_slurm(run)
+        _train(run, recipe, settings, last, place)
     with replace_atomically(run.history) as file:
         read_history(run).to_csv(file, index=False)
     return find_checkpoint(run)
 
 
 def _train(
-    run: Run, recipe: nemo_run.Partial, settings: dict, last: resume.Checkpoint | None
+    run: Run,
+    recipe: nemo_run.Partial,
+    settings: dict,
+    last: resume.Checkpoint | None,
+    place: nemo_run.Executor | None,
 ) -> None:
     """Start NeMo with a copy of the recipe that logs to a new attempt and goes on from `last`."""
     if last is None:
@@ -311,15 +337,12 @@ def _train(
     if last:
         callbacks.continue_from(recipe, last)
         print(f"Continues at step {last.step} of {last.max_steps}.", file=console())
-    seed_everything(settings["seed"])
-    if recipe.trainer.devices == 1:
+    if place is None:
+        seed_everything(settings["seed"])
         gptoss.start_afresh()
         nemo_run.run(recipe, direct=True)
     else:
-        executor = nemo_run.LocalExecutor(
-            ntasks_per_node=recipe.trainer.devices, launcher="torchrun"
-        )
-        nemo_run.run(recipe, executor=executor)
+        executors.launch(run, recipe, place, seed=settings["seed"])
 
 
 def _remove_training(run: Run) -> None:
