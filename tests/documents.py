@@ -58,6 +58,8 @@ def run_code(path: Path, run: Run, folder: Path, *, server: str = "") -> str:
         server: Asked in place of the one in the document.
     """
     (folder / "nemo-experiments").symlink_to(run.experiments)
+    for name in ("data", "notebooks"):
+        (folder / name).symlink_to(ROOT / name)
     given = {"http://localhost:8000/v1": server, '"exported"': f'"{run.exported}"'}
     given["localhost:8000/v1"] = server
     names, spoken = {}, io.StringIO()
