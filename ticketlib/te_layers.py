@@ -5,49 +5,25 @@ no attention with learnable sinks for packed rows (`thd`). So packed rows take F
 (arXiv:2412.05496) with a mask that keeps each token to its own ticket. The sink, which takes part
 of the softmax and adds nothing, becomes a factor: out * sigmoid(logsumexp - sink).
 
-Megatron-Core's experts add the second bias with three kernels for each expert, a fifth of a step's
-time, and clamp and gate with ten; here each is one.
+Megatron-Core's experts launch a product for each expert and layer, add the second bias with three
+kernels for each expert, and clamp and gate with ten; here each is one.
 """
 
 import torch
-from megatron.core.extensions.transformer_engine import TEDotProductAttention
+from megatron.core.extensions.transformer_engine import (
+    TEColumnParallelGroupedLinear,
+    TEDotProductAttention,
+    TERowParallelGroupedLinear,
+)
 from megatron.core.transformer.moe.experts import TEGroupedMLP
 from nemo.collections.llm.gpt.model.base import default_layer_spec
-from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+from transformer_engine.pytorch.attention.dot_product_attention import _attention_backends
+
+from ticketlib.packs import Pack
+from ticketlib.scoring import grouped_mm
 
 _attend = torch.compile(flex_attention, dynamic=False)
-_make_mask = torch.compile(create_block_mask, dynamic=False)
-
-
-class Pack:
-    """Which ticket each token of a row belongs to, for all layers; the tensors stay in place.
-
-    Attributes:
-        tickets: [tokens] number of the ticket; each padding token is one of its own.
-        masks: By window (0: none), as FlexAttention takes them.
-    """
-
-    def __init__(self, tokens: int, windows: set[int], device: torch.device):
-        """Prepare for rows of `tokens` tokens."""
-        self.tickets = torch.zeros(tokens, dtype=torch.int32, device=device)
-        self.rules = {window: self._make_rule(window) for window in windows}
-        self.masks = {}
-
-    def _make_rule(self, window: int):
-        tickets = self.tickets
-
-        def sees(batch, head, query, key):
-            is_visible = (query >= key) & (tickets[query] == tickets[key])
-            return is_visible & (query - key < window) if window else is_visible
-
-        return sees
-
-    def fill(self, position_ids: torch.Tensor) -> None:
-        """Take the next row: [1, tokens], 0 where a ticket begins and all over the padding."""
-        self.tickets.copy_((position_ids[0] == 0).cumsum(0))
-        tokens, device = len(self.tickets), self.tickets.device
-        for window, rule in self.rules.items():
-            self.masks[window] = _make_mask(rule, None, None, tokens, tokens, device=device)
 
 
 class PackedAttention(TEDotProductAttention):
@@ -97,16 +73,58 @@ def set_pack(model: torch.nn.Module, position_ids: torch.Tensor | None) -> None:
         if not layers:
             raise TypeError("Packed rows need ticketlib.te_layers.PackedAttention in the model.")
         pack, tokens = layers[0].pack, position_ids.shape[1]
-        if pack is None or len(pack.tickets) != tokens:
+        if pack is None or len(pack.tokens) != tokens:
             pack = Pack(tokens, {layer.window for layer in layers}, position_ids.device)
         pack.fill(position_ids)
     for layer in layers:
         layer.pack = pack
 
 
+class _OneProduct:
+    """Frozen experts of a `TEGroupedLinear` in one product, where it launches one for each expert.
+
+    A GPU is done with the small products sooner than the CPU can launch them. The experts' weights
+    move into one tensor, of which the parameters become views.
+    """
+
+    stacks: dict[str, torch.Tensor] = {}
+
+    def forward(self, rows, counts):
+        """Give [rows, out] and the biases [experts, out], or what Transformer Engine gives.
+
+        Args:
+            rows: [rows, in], by expert.
+            counts: Rows of each expert, on the CPU.
+        """
+        if self.weight0.requires_grad or self.weight0.dtype != rows.dtype:
+            return super().forward(rows, counts.tolist())
+        ends = counts.cumsum(0, dtype=torch.int32).to(rows.device, non_blocking=True)
+        return grouped_mm(rows, self._stack("weight").mT, offs=ends), self._stack("bias")
+
+    def _stack(self, kind: str) -> torch.Tensor:
+        parameters = [getattr(self, f"{kind}{expert}") for expert in range(self.num_gemms)]
+        stack = self.stacks.get(kind)
+        if stack is None or stack.data_ptr() != parameters[0].data_ptr():
+            stack = torch.stack([parameter.data for parameter in parameters])
+            for parameter, part in zip(parameters, stack, strict=True):
+                parameter.data = part
+            self.stacks = self.stacks | {kind: stack}
+        return stack
+
+
+class ColumnExperts(_OneProduct, TEColumnParallelGroupedLinear):
+    """Experts' first layers."""
+
+
+class RowExperts(_OneProduct, TERowParallelGroupedLinear):
+    """Experts' second layers."""
+
+
 @torch.compile(dynamic=False)
-def _gate(rows, shares, clamp: float, offset: float):
+def _gate(rows, biases, experts, shares, clamp: float, offset: float):
     """Clamp, gate (quick GELU, arXiv:1606.08415) and weight: [rows, 2 x out] -> [rows, out]."""
+    if biases is not None:
+        rows = rows + biases[experts]
     gate, up = rows.chunk(2, dim=-1)
     gate, up = gate.clamp(max=clamp), up.clamp(-clamp, clamp)
     return (gate * torch.sigmoid(1.702 * gate) * (up + offset) * shares).to(rows.dtype)
@@ -122,22 +140,40 @@ class GroupedExperts(TEGroupedMLP):
 
     def forward(self, permuted_local_hidden_states, tokens_per_expert, permuted_probs):
         """As of `TEGroupedMLP`, for gpt-oss: [rows, hidden], [experts], [rows]."""
-        counts, shares = tokens_per_expert.tolist(), permuted_probs.unsqueeze(-1)
-        rows, _ = self.linear_fc1(permuted_local_hidden_states, counts)
-        clamp, offset = self.config.activation_func_clamp_value, self.config.glu_linear_offset
-        rows, biases = self.linear_fc2(_gate(rows, shares, clamp, offset), counts)
-        device = rows.device
+        rows, shares = permuted_local_hidden_states, permuted_probs.unsqueeze(-1)
         experts = torch.repeat_interleave(
-            torch.arange(len(counts), device=device),
-            torch.tensor(counts, device=device),
+            torch.arange(len(tokens_per_expert), device=rows.device),
+            tokens_per_expert.to(rows.device, non_blocking=True),
             output_size=len(rows),
         )
-        return _add_bias(rows, torch.stack(list(biases)), experts, shares), None
+        clamp, offset = self.config.activation_func_clamp_value, self.config.glu_linear_offset
+        rows, biases = self.linear_fc1(rows, tokens_per_expert)
+        rows, biases = self.linear_fc2(
+            _gate(rows, biases, experts, shares, clamp, offset), tokens_per_expert
+        )
+        biases = biases if torch.is_tensor(biases) else torch.stack(biases)
+        return _add_bias(rows, biases, experts, shares), None
+
+
+def name_attention(model: torch.nn.Module) -> str:
+    """Name what attention runs on: FlexAttention, or what Transformer Engine chose last.
+
+    Args:
+        model: Of layers of `make_layers`, after a forward pass.
+    """
+    if any(getattr(module, "pack", None) for module in model.modules()):
+        return "FlexAttention, packed rows"
+    kinds = {"flash": "FlashAttention", "fused": "cuDNN, fused", "unfused": "PyTorch, unfused"}
+    chosen = [name for kind, name in kinds.items() if _attention_backends[f"use_{kind}_attention"]]
+    return f"Transformer Engine ({', '.join(chosen) or 'not used yet'})"
 
 
 def make_layers(config, vp_stage: int | None = None):
     """Give NeMo's Transformer Engine layers with the attention and the experts of this module."""
     spec = default_layer_spec(config, vp_stage)
     spec.submodules.self_attention.submodules.core_attention = PackedAttention
-    spec.submodules.mlp.submodules.experts.module = GroupedExperts
+    experts = spec.submodules.mlp.submodules.experts
+    experts.module = GroupedExperts
+    experts.submodules.linear_fc1 = ColumnExperts
+    experts.submodules.linear_fc2 = RowExperts
     return spec
