@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from ticketlib import checkpoint
+from ticketlib.packs import BLOCK, fill_rows
 from ticketlib.paths import Run
 from ticketlib.profiles import Profile
 
@@ -33,7 +34,7 @@ FIXED_BYTES = PEAKS[_FEW] * 2**30 - _FEW * _SLOPE - _WEIGHTS  # 0.05 GB
 ALL_TRAINED = 18 / 2
 CARD_SHARE = 0.9  # Of a card's memory: CUDA takes 0.6 GiB, and the line is no more than a line
 FRAGMENTS = 1.03  # Of what is free, PyTorch's allocator cannot use every byte
-LONGEST_ROW = 16384  # Rows are powers of two (`training.make_recipe`)
+LONGEST_ROW = 16384  # Longer ones were not tried
 # Disk, as shares of the weights. Training: the latest checkpoint, the best and one being written,
 # small where there is only an adapter, else with the optimizer's float32 (2 + 12 bytes for 2).
 # Export: all weights, again with the experts in MXFP4 (0.33 for gpt-oss-20b), the adapter.
@@ -78,7 +79,7 @@ def fit_pack(
         peft_scheme: "lora", or "none" to train all parameters.
 
     Returns:
-        A power of two, at most 16,384; 0 where nothing is packed or there is no GPU.
+        A multiple of `packs.BLOCK`, at most 16,384; 0 where nothing is packed or there is no GPU.
 
     Raises:
         ValueError: Not even a row of `seq_length` fits, with what would.
@@ -87,10 +88,10 @@ def fit_pack(
     card_bytes = card_bytes or min((total for _, total in gpus), default=0)
     if not (profile.pack_tokens and card_bytes):
         return 0
-    shortest = 2 ** math.ceil(math.log2(seq_length or profile.seq_length))
+    shortest = math.ceil((seq_length or profile.seq_length) / BLOCK) * BLOCK
     weights, fixed, a_token = _line(profile, base, peft_scheme)
-    fitting = max(1, (CARD_SHARE * card_bytes - fixed) / a_token)
-    tokens = min(LONGEST_ROW, 2 ** math.floor(math.log2(fitting)))
+    fitting = (CARD_SHARE * card_bytes - fixed) / a_token
+    tokens = min(LONGEST_ROW, math.floor(fitting / BLOCK) * BLOCK)
     if tokens < shortest:
         peak = fixed + shortest * a_token
         raise ValueError(
@@ -221,7 +222,7 @@ def estimate_time(
         tokens_per_ticket: Mean, prompt and answer.
         steps: Optimizer steps; -1 for one pass.
         global_batch_size: Tickets an optimizer step.
-        pack_tokens: Tokens of a row; -1 for a row a ticket.
+        pack_tokens: Most tokens of a row; -1 for a row a ticket.
         validation_tickets: Each is passed once in each validation, forward only.
         validations: How many there will be.
         speed: Of your machine; default is `SPEEDS`.
@@ -233,7 +234,9 @@ def estimate_time(
     speed = speed or SPEEDS.get(profile.name, UNKNOWN)
     tokens_per_step = (global_batch_size or profile.global_batch_size) * tokens_per_ticket
     if (pack := pack_tokens or profile.pack_tokens) > 0:
-        tokens_per_step = max(1, round(tokens_per_step / pack)) * pack  # As `make_recipe` rounds
+        shortest = math.ceil(profile.seq_length / BLOCK) * BLOCK
+        rows, row = fill_rows(tokens_per_step, pack, shortest)
+        tokens_per_step = rows * row
     a_pass = math.ceil(tickets * tokens_per_ticket / tokens_per_step)
     steps = a_pass if steps == -1 else steps or profile.max_steps
     # With LoRA, backward costs as much as forward: the base's weights have no gradients

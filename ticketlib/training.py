@@ -24,6 +24,7 @@ from ticketlib.checksums import verify_checksums
 from ticketlib.history import list_attempts, read_history
 from ticketlib.jsonl import read_jsonl, remove_stale_files
 from ticketlib.logs import console
+from ticketlib.packs import BLOCK, fill_rows
 from ticketlib.paths import Run, remove, replace_atomically, require
 from ticketlib.profiles import Profile
 from ticketlib.prompts import FINAL
@@ -76,9 +77,10 @@ def make_recipe(
         micro_batch_size: Tickets a forward pass, where rows are not packed.
         global_batch_size: Tickets an optimizer step, about so many where rows are packed.
         seq_length: Longest prompt with answer, in tokens.
-        pack_tokens: Tokens a forward pass, a power of two, in one row of several tickets without
-            padding between them; -1 for a row a ticket, padded. Packing needs a GPU.
-        devices: GPUs, or CPU processes.
+        pack_tokens: Most tokens a forward pass, in one row of several tickets without padding
+            between them; -1 for a row a ticket, padded. Packing needs a GPU.
+        devices: GPUs of each machine, or CPU processes.
+        nodes: Machines; several train in a Slurm job only.
         seed: Orders packed rows. Where rows are not packed, NeMo 2.7 takes the same order of
             tickets whatever it is.
 
@@ -216,22 +218,27 @@ def _check_data(run: Run, prompt_format: str, global_batch_size: int) -> None:
             )
 
 
-def _pack(run: Run, recipe: nemo_run.Partial, base: Path, tokens: int) -> float:
-    """Have NeMo put several tickets in a row of `tokens` tokens; give how many it will be."""
-    # Of other lengths, Triton cannot compile the mask (torch 2.11)
-    is_power_of_two = tokens & (tokens - 1) == 0
-    if not (torch.cuda.is_available() and is_power_of_two and tokens >= recipe.data.seq_length):
+def _pack(run: Run, recipe: nemo_run.Partial, base: Path, most: int) -> float:
+    """Have NeMo put several tickets in a row of at most `most` tokens; give how many it will be.
+
+    A step's tickets fill its rows, so rows may be shorter.
+
+    Raises:
+        ValueError: There is no GPU, a row holds no ticket, or a split too few for a step.
+    """
+    shortest = math.ceil(recipe.data.seq_length / BLOCK) * BLOCK
+    if not (torch.cuda.is_available() and most >= shortest):
         raise ValueError(
-            f"pack_tokens is {tokens}. Packing needs a GPU and a power of two that is at least "
-            f"seq_length ({recipe.data.seq_length}); set it to -1 for a row a ticket."
+            f"pack_tokens is {most}. Packing needs a GPU and at least {shortest}, which holds a "
+            f"ticket of seq_length ({recipe.data.seq_length}); set it to -1 for a row a ticket."
         )
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     counts = {}
     for path in (run.training_jsonl, run.validation_jsonl):
         records = read_jsonl(path)
         counts[path.name] = count_tokens([r["input"] + r["output"] for r in records], tokenizer)
-    tickets = tokens / np.mean(counts[run.training_jsonl.name])
-    rows = max(1, round(recipe.data.global_batch_size / tickets))
+    a_ticket = np.mean(counts[run.training_jsonl.name])
+    rows, tokens = fill_rows(recipe.data.global_batch_size * a_ticket, most, shortest)
     for name, each in counts.items():
         if sum(each) < rows * tokens:
             raise ValueError(
@@ -239,12 +246,13 @@ def _pack(run: Run, recipe: nemo_run.Partial, base: Path, tokens: int) -> float:
                 "Set pack_tokens to less, or give this split a larger share."
             )
     recipe.data.micro_batch_size, recipe.data.global_batch_size = 1, rows
+    recipe.data.num_workers = 1  # Reads rows while the GPU computes
     # All rows of one length: each length is compiled anew
     recipe.data.dataset_kwargs["pad_to_max_length"] = True
     recipe.data.packed_sequence_specs = nemo_run.Config(
         PackedSequenceSpecs, packed_sequence_size=tokens
     )
-    return tickets
+    return tokens / a_ticket
 
 
 def _for_cpu(recipe: nemo_run.Partial) -> nemo_run.Partial:
