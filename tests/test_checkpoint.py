@@ -84,6 +84,25 @@ def test_model_has_one_dtype_and_as_many_layers_as_asked_for(folder, mxfp4_folde
     model(torch.tensor([[5, 6, 7]]))
 
 
+def test_a_loaded_model_takes_the_weights_that_differ(folder, tmp_path):
+    name = "model.layers.0.self_attn.q_proj.weight"
+    other = copy_with(folder, tmp_path / "other", lambda weights: weights[name].mul_(2))
+    tokens = torch.arange(20)[None]
+    model = checkpoint.load_model(folder, torch.float32)
+    before, wanted = (
+        checkpoint.load_model(each, torch.float32)(tokens).logits for each in (folder, other)
+    )
+    assert not torch.equal(before, wanted)
+    checkpoint.update_model(model, other, ["model.norm.weight"])
+    assert torch.equal(model(tokens).logits, before)
+    checkpoint.update_model(model, other, [name])
+    assert torch.equal(model(tokens).logits, wanted)
+    checkpoint.update_model(model, folder)
+    assert torch.equal(model(tokens).logits, before)
+    with pytest.raises(KeyError, match="q_proj.bias2"):
+        checkpoint.update_model(model, other, ["model.layers.0.self_attn.q_proj.bias2"])
+
+
 def test_written_shards_load_in_transformers_with_the_base_around_them(folder, tmp_path):
     weights = Weights(folder)
     description = checkpoint.describe_model(weights.config, torch.float32)

@@ -8,7 +8,7 @@ either BF16, `[experts, in, out]`, or MXFP4 as OpenAI releases them, `*_blocks` 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -155,6 +155,23 @@ def load_model(
         quantization_config=Mxfp4Config(dequantize=True) if quantized else None,
     )
     return model.to(dtype).eval()  # transformers leaves dequantized experts in bfloat16
+
+
+@torch.no_grad()
+def update_model(model: GptOssForCausalLM, folder: Path, names: Iterable[str] = ()) -> None:
+    """Put weights of another folder into a loaded model in place, so that it is not loaded again.
+
+    Args:
+        model: Of `load_model`, of the same shape.
+        folder: Where the weights are.
+        names: Of those that differ; none given is all.
+
+    Raises:
+        KeyError: The folder or the model has no weight of such a name.
+    """
+    weights, parameters = Weights(folder), dict(model.named_parameters())
+    for name in names or weights:
+        parameters[name].copy_(weights[name])
 
 
 def describe_model(
