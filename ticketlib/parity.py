@@ -91,7 +91,7 @@ def check_parity(
 
     Returns:
         What `compare_logits` gives, and `texts`, `longest` (tokens), `tolerance`, `dtype`,
-        `layers` that were compared, `of_layers`.
+        `layers` that were compared, `of_layers`, `attention` that NeMo's model ran on.
 
     Raises:
         ValueError: The logits differ by more than the tolerance or by their largest too often, or
@@ -101,10 +101,18 @@ def check_parity(
     batches, how = _tokenize(hf_folder, texts, layers)
     # Never two models in memory
     expected = logits(load_reference(hf_folder, kind, layers=layers), batches)
-    found = logits(load_model(imported, kind, layers=layers), batches)
-    result = compare_logits(expected, found)
+    model = load_model(imported, kind, layers=layers)
+    result = compare_logits(expected, logits(model, batches))
     _check(result, tolerance, f"{imported} in NeMo and {hf_folder} in transformers")
-    return result | how | {"tolerance": tolerance, "dtype": dtype}
+    return result | how | {"tolerance": tolerance, "dtype": dtype} | _name_attention(model)
+
+
+def _name_attention(model: torch.nn.Module) -> dict[str, str]:
+    if not torch.cuda.is_available():
+        return {"attention": "Megatron-Core"}
+    from ticketlib.te_layers import name_attention  # Needs Transformer Engine
+
+    return {"attention": name_attention(model)}
 
 
 def prove_export(
