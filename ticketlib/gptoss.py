@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from queue import SimpleQueue
 from unittest import mock
 
 import torch
@@ -24,6 +25,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import apply_factories
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.fusions.fused_bias_geglu import quick_gelu
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
@@ -221,6 +223,9 @@ def start_afresh() -> None:
     patch_for_cpu()
     accelerator_connector._IS_INTERACTIVE = False
     destroy_num_microbatches_calculator()
+    # Megatron-Core's would be a server in a new process, which begins with the caller's script once
+    # more. What saves at once, as we do, needs none.
+    filesystem_async._results_queue = SimpleQueue()
     if torch.distributed.is_initialized():
         parallel_state.destroy_model_parallel()
         torch.distributed.destroy_process_group()
@@ -338,7 +343,7 @@ class GptOssImporter(stock.HFGPTOSSImporter):
         weights = Weights(self)
         require_space(output_path, count_bytes(describe_model(weights.config, dtype)))
         target = self.init()
-        trainer = self.nemo_setup(target)
+        trainer = self.nemo_setup(target, ckpt_async_save=False)
         load_weights(target.module, weights)
         if weights.nonfinite:
             raise ValueError(f"{self} is damaged: {'; '.join(weights.nonfinite)}.")
