@@ -225,6 +225,12 @@ def test_a_missing_step_is_named(tmp_path, name):
         execute(name, Run("empty", str(tmp_path)))
 
 
+@pytest.mark.notebook
+def test_a_parameter_of_another_type_is_named(tmp_path):
+    with pytest.raises(PapermillExecutionError, match="seed is '0', of type str; int is accepted"):
+        execute(NAMES[0], Run("typed", str(tmp_path)), seed="0")
+
+
 def test_there_are_four_notebooks_in_order():
     assert [path.stem for path in NOTEBOOKS] == NAMES
 
@@ -253,6 +259,8 @@ class TestForm:
         cells = nbformat.read(path, as_version=4).cells
         for word in ("reads", "writes", "hardware", "run time"):
             assert word in cells[0].source
+        code = [cell.source for cell in cells if cell.cell_type == "code"]
+        assert "check_parameters(globals())" in code[1]
         for heading in ("## What we did", "## Exercises", "## Next"):
             assert heading in cells[-1].source
 

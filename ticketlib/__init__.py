@@ -4,9 +4,11 @@ The data's way through the package; a module imports only modules above it:
 
 =============  ====================================================================================
 `paths`        names every file of a run once; resolves inputs; writes atomically
+`parameters`   the types of a notebook's parameters, checked
 `checksums`    a folder's files with their SHA-256, and whether they still fit
 `history`      the losses of all attempts of a training, joined
 `logs`         sends the chatter of libraries to a file
+`plots`        figures of training and results that return their Axes
 `encoding`     which encoding a text file has
 `table`        what a file holds: text, with the line of each record
 `delimited`    CSV and its relatives -> table
@@ -24,10 +26,12 @@ The data's way through the package; a module imports only modules above it:
 `profiles`     tiny, gpt-oss-20b, gpt-oss-120b: settings as data; download of the base
 `checkpoint`   Hugging Face folders of gpt-oss, checked, read and written tensor by tensor
 `mxfp4`        experts' weights in 4 bits, as OpenAI releases them
+`packs`        which tokens of a row of several tickets see each other
 `sizing`       what a training needs of the machine, checked, and how long it takes
+`scoring`      tickets -> label probabilities; free generation for comparison
+`te_layers`    Transformer Engine's layers with packed rows, for GPUs
 `convert`      weights by transformers' names to NeMo's and back
 `cpu`          what Megatron-Core needs patched where there is no CUDA
-`te_layers`    Transformer Engine's layers with packed rows, for GPUs
 `gptoss`       the corrected NeMo config, model, importer and exporter for gpt-oss
 `adapter`      the trained adapter in transformers' terms: merged, or as PEFT's folder
 `inference`    NeMo's and transformers' models loaded for comparison, and their logits
@@ -35,8 +39,8 @@ The data's way through the package; a module imports only modules above it:
 `resume`       whole checkpoints of a training, verified; the best of them
 `callbacks`    what is called during training: checkpoints, resumption, progress
 `run_settings` what a run was trained with; changes are refused
+`executors`    where a training runs: this process, several, a Slurm job
 `training`     the recipe, and running it
-`scoring`      tickets -> label probabilities; free generation for comparison
 `predictions`  true queues and probabilities as numbers, checked
 `intervals`    bootstrap by paraphrase group, Wilson's interval
 `metrics`      accuracy, macro-F1 and the rest, overall, by queue, language, length
@@ -51,7 +55,6 @@ The data's way through the package; a module imports only modules above it:
 `routing`      a ticket's queue from an exported run
 `runs`         several runs side by side
 `publish`      an executed notebook as a report without code
-`plots`        figures of training and results that return their Axes
 `ticket_plots` figures of tickets
 `widgets`      ipywidgets around functions that also work without them
 =============  ====================================================================================

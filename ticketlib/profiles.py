@@ -71,7 +71,7 @@ _20B = Profile(
     learning_rate=1e-4,
     adam_eps=1e-5,
     lora_rank=8,
-    max_batch_tokens=65536,
+    max_batch_tokens=32768,
     pack_tokens=8192,
 )
 _120B = replace(
@@ -94,7 +94,7 @@ def get_profile(name: str) -> Profile:
         ValueError: There is none of that name.
     """
     if name not in PROFILES:
-        near = difflib.get_close_matches(name, PROFILES, n=1)
+        near = difflib.get_close_matches(name.lower(), PROFILES, n=1)
         hint = f' Did you mean "{near[0]}"?' if near else ""
         raise ValueError(f'Unknown profile "{name}". Accepted: {", ".join(PROFILES)}.{hint}')
     return PROFILES[name]
