@@ -5,6 +5,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,17 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from ticketlib.predictions import encode_queues
 from ticketlib.rendering import count_tokens
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def majority_probabilities(training: pd.DataFrame, n: int, queues: Sequence[str]) -> np.ndarray:
     """Baseline that reads no ticket: each queue's share of the training tickets, n times, [n, q].
+
+    Args:
+        training: Tickets to count, with a column `queue`.
+        n: Rows to give.
+        queues: All queues, in the order of the columns.
 
     Raises:
         ValueError: If a training ticket's queue is not in `queues`, or there are none.
@@ -27,7 +36,9 @@ def majority_probabilities(training: pd.DataFrame, n: int, queues: Sequence[str]
     return np.tile(np.bincount(codes, minlength=len(queues)) / len(codes), (n, 1))
 
 
-def blind_loss(training: Sequence[str], validation: Sequence[str], tokenizer) -> float:
+def blind_loss(
+    training: Sequence[str], validation: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
+) -> float:
     """Loss, in nats a token, of a model that reads no ticket and knows each answer's share.
 
     As NeMo measures it: over all tokens of an answer, its end token among them.
@@ -65,6 +76,12 @@ def tfidf_probabilities(
 
     It reads subject and body and learns from `training` alone. A queue without training tickets
     gets probability 0.
+
+    Args:
+        training: Tickets to learn from, with `subject`, `body` and `queue`.
+        test: Tickets to predict, with `subject` and `body`, n of them.
+        queues: All queues, in the order of the columns.
+        seed: As for `tfidf_classifier`.
 
     Raises:
         ValueError: If a training ticket's queue is not in `queues`, or they hold fewer than two.
@@ -116,7 +133,10 @@ def compare_splits(
     chosen = groups.isin(drawn[so_far <= max(max_tickets, so_far.iloc[0])])
     tickets, groups = tickets[chosen], groups[chosen].to_numpy()
     if len(tickets) < folds or tickets["queue"].nunique() < 2:
-        raise ValueError(f"{len(tickets)} tickets; give {folds} or more, of two or more queues.")
+        raise ValueError(
+            f"{len(tickets)} tickets of {tickets['queue'].nunique()} queues; give {folds} or more, "
+            "of two or more queues, or there is nothing to route. Is queue_column the right one?"
+        )
     texts = (tickets["subject"] + "\n" + tickets["body"]).to_numpy(dtype=object)
     codes = pd.factorize(tickets["queue"])[0]
     rows = {}

@@ -27,6 +27,11 @@ def fit_temperature(
     Fit it on the validation split and apply it to the test split (Guo et al., On Calibration of
     Modern Neural Networks, 2017). Above 1, the model was too sure; below 1, not sure enough.
 
+    Args:
+        truth: True queues of the validation split, [n].
+        probabilities: [n, q].
+        queues: All queues, in the order of the columns.
+
     Returns:
         From 0.1 to 100. An end says that the log-loss has no minimum between: 0.1 where every
         prediction is right (or nearly), 100 where probabilities and truth have nothing in common.
@@ -58,6 +63,10 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 
     Each becomes its power 1 / temperature, and each row sums to 1 again; the most probable queue
     stays. Below 2.2e-16 they count as that, as in scikit-learn's log-loss.
+
+    Args:
+        probabilities: [n, q].
+        temperature: What `fit_temperature` gives; 1 changes nothing.
 
     Raises:
         ValueError: If a row is not probabilities that sum to 1, or `temperature` not above 0.
@@ -111,6 +120,12 @@ def expected_calibration_error(
 
     Chance keeps it above 0: with 25 tickets a bin, a perfectly calibrated model gets about 0.06.
     Compare it only between models on the same tickets, with the same bins.
+
+    Args:
+        truth: True queues, [n].
+        probabilities: [n, q].
+        queues: All queues, in the order of the columns.
+        n_bins: As for `reliability_table`.
 
     Raises:
         ValueError: As `reliability_table`.

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, GptOssForCausalLM, Mxfp4Config, PretrainedConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from ticketlib.logs import progress
 from ticketlib.paths import require_space
 
 INDEX = "model.safetensors.index.json"
@@ -48,7 +49,7 @@ class Weights(Mapping[str, torch.Tensor]):
             each name that is missing, unexpected, or of another shape or dtype.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         """Read the headers and check them; no weights yet."""
         self.folder = Path(folder)
         self.config = load_config(folder)
@@ -259,7 +260,12 @@ def _read_headers(folder: Path) -> tuple[dict[str, Path], dict[str, torch.Tensor
 
 
 def find_nonfinite(name: str, tensor: torch.Tensor) -> list[str]:
-    """Give what `tensor` holds that is no number, as a list of no or one sentence."""
+    """Give what a tensor holds that is no number, as a list of no or one sentence.
+
+    Args:
+        name: Of the tensor, for the sentence.
+        tensor: Of any shape.
+    """
     # The least and the largest are NaN if any value is; `isfinite` would take twice the tensor
     if not tensor.is_floating_point() or torch.stack(torch.aminmax(tensor)).isfinite().all():
         return []
@@ -287,11 +293,12 @@ def write_weights(
         ValueError: A weight has another shape, or holds a value that is not finite. All are named.
     """
     plan = split_torch_state_dict_into_shards(description, max_shard_size=max_shard_size)
-    faults = []
+    faults, bar = [], progress(what="Writing weights", total=len(description), delay=5)
     for file, names in plan.filename_to_tensors.items():
         shard = {}
         for name in names:
             tensor = read(name).to(description[name].dtype).contiguous()
+            bar.update()
             if tensor.shape != description[name].shape:
                 faults.append(
                     f"{name} is {list(tensor.shape)}, not {list(description[name].shape)}"
@@ -299,6 +306,7 @@ def write_weights(
             faults += find_nonfinite(name, tensor)
             shard[name] = tensor
         save_file(shard, Path(folder) / file, metadata={"format": "pt"})
+    bar.close()
     if faults:
         raise ValueError(f"Not exported: {'; '.join(faults)}.")
     if plan.is_sharded:

@@ -8,8 +8,12 @@ come before all ups, where transformers interleaves them.
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from ticketlib.gptoss import GptOssConfig
 
 _OUTSIDE = {
     "model.embed_tokens.weight": "embedding.word_embeddings.weight",
@@ -32,7 +36,9 @@ _EXPERTS = {
 }
 
 
-def to_nemo(weights: Mapping[str, torch.Tensor], config) -> Iterator[tuple[str, torch.Tensor]]:
+def to_nemo(
+    weights: Mapping[str, torch.Tensor], config: "GptOssConfig"
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Give each parameter of NeMo's model with its name; a weight is read when its turn comes.
 
     Args:
@@ -59,7 +65,9 @@ def to_nemo(weights: Mapping[str, torch.Tensor], config) -> Iterator[tuple[str, 
             yield layer + _plain_name(part, config), weights[name]
 
 
-def from_nemo(name: str, *, state: Mapping[str, torch.Tensor], config) -> torch.Tensor:
+def from_nemo(
+    name: str, *, state: Mapping[str, torch.Tensor], config: "GptOssConfig"
+) -> torch.Tensor:
     """Make one weight of transformers' model from NeMo's parameters.
 
     Args:
@@ -82,7 +90,7 @@ def from_nemo(name: str, *, state: Mapping[str, torch.Tensor], config) -> torch.
     return state[layer + _plain_name(part, config)]
 
 
-def qkv_rows(config) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def qkv_rows(config: "GptOssConfig") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Which rows of NeMo's fused matrix are query, key and value, in transformers' order.
 
     Args:
@@ -110,14 +118,14 @@ def _split(name: str) -> tuple[str, str]:
     return (f"decoder.layers.{match[1]}.", match[2]) if match else ("", name)
 
 
-def _plain_name(part: str, config) -> str:
+def _plain_name(part: str, config: "GptOssConfig") -> str:
     if part == "input_layernorm.weight":  # Transformer Engine fuses it with what follows
         fused = "self_attention.linear_qkv.layer_norm_weight"
         return fused if config.moe_grouped_gemm else part
     return (_OUTSIDE | _PARTS)[part]
 
 
-def _expert_name(linear: str, kind: str, expert: int, config) -> str:
+def _expert_name(linear: str, kind: str, expert: int, config: "GptOssConfig") -> str:
     if config.moe_grouped_gemm:
         return f"mlp.experts.{linear}.{kind}{expert}"
     return f"mlp.experts.local_experts.{expert}.{linear}.{kind}"

@@ -28,14 +28,16 @@ class Patch:
 class _CudaLiteralsToCpu(TorchFunctionMode):
     """Send `device="cuda"`, `.cuda()`, `.to("cuda")` and `pin_memory=True` to the CPU."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: D105
+    def __torch_function__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:  # noqa: D105
         if func is torch.Tensor.cuda:
             return args[0]
         kwargs = {k: _without_cuda(v) for k, v in (kwargs or {}).items() if k != "pin_memory"}
         return func(*map(_without_cuda, args), **kwargs)
 
 
-def _without_cuda(value):
+def _without_cuda(value: object) -> object:
     is_cuda = isinstance(value, (str, torch.device)) and str(value).startswith("cuda")
     return CPU if is_cuda else value
 
@@ -43,14 +45,14 @@ def _without_cuda(value):
 class _NoStream:
     """A CUDA stream or event that has nothing to wait for."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: object, **kwargs: object) -> None:
         pass
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Callable[..., float]:
         return lambda *args, **kwargs: 0.0
 
 
-def _set(owner, **attributes):
+def _set(owner: object, **attributes: object) -> None:
     for name, value in attributes.items():
         setattr(owner, name, value)
 

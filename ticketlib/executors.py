@@ -153,7 +153,7 @@ def make_executor(
     )
 
 
-def finetune(*, seed: int, **arguments) -> None:
+def finetune(*, seed: int, **arguments: object) -> None:
     """Do what each process of a job does: `llm.finetune`, with what this process has in order.
 
     Args:
@@ -177,6 +177,11 @@ def sbatch_script(run: Run, recipe: nemo_run.Partial, *, slurm: str) -> str:
     """Give the script that NeMo-Run would submit to Slurm, from a dry run; nothing is submitted.
 
     The experiment's number and torchrun's `--rdzv-id` are new with each submission.
+
+    Args:
+        run: As for `make_executor`, like the others.
+        recipe: Of `training.make_recipe`.
+        slurm: Settings of the job.
 
     Raises:
         ValueError: As `make_executor`.

@@ -48,10 +48,11 @@ from ticketlib.checkpoint import (
 )
 from ticketlib.checksums import write_checksums
 from ticketlib.cpu import patch_for_cpu
+from ticketlib.logs import progress
 from ticketlib.paths import require_space
 
 
-def answers_forward_step(model, batch: dict) -> torch.Tensor:
+def answers_forward_step(model: torch.nn.Module, batch: dict) -> torch.Tensor:
     """NeMo's `gpt_forward_step` with the head and the loss on the answers' tokens only.
 
     The head over the whole vocabulary is the largest part of a step, and NeMo multiplies what it
@@ -59,6 +60,10 @@ def answers_forward_step(model, batch: dict) -> torch.Tensor:
 
     Rows of several tickets (`cu_seqlens` in the batch) go through `te_layers`: attention within a
     ticket, positions from each ticket's beginning.
+
+    Args:
+        model: As NeMo wraps it for training.
+        batch: Of NeMo's data loader, [batch, tokens] each.
 
     Returns:
         Losses [batch, tokens], 0 where `loss_mask` is 0.
@@ -158,7 +163,7 @@ def config_class() -> type[GptOssConfig]:
     return GptOssConfig
 
 
-def config_from_hf(folder: Path, dtype: torch.dtype, make: Callable | None = None):
+def config_from_hf(folder: Path, dtype: torch.dtype, make: Callable | None = None) -> GptOssConfig:
     """Read every dimension of a Hugging Face gpt-oss config into NeMo's.
 
     Args:
@@ -168,7 +173,7 @@ def config_from_hf(folder: Path, dtype: torch.dtype, make: Callable | None = Non
             a recipe.
 
     Returns:
-        What `make` returns: a `GptOssConfig`.
+        What `make` returns: a `GptOssConfig`, or NeMo-Run's `Config` of one.
 
     Raises:
         ValueError: The config is not of gpt-oss, or holds a setting that NeMo's model does not
@@ -233,7 +238,12 @@ def start_afresh() -> None:
 
 
 def build_model(folder: Path, dtype: torch.dtype) -> GptOssModel:
-    """Give an empty NeMo model as large as a Hugging Face one, for `llm.import_ckpt`."""
+    """Give an empty NeMo model as large as a Hugging Face one, for `llm.import_ckpt`.
+
+    Args:
+        folder: Checkpoint folder with `config.json`.
+        dtype: Of the parameters in memory.
+    """
     start_afresh()
     return GptOssModel(config_from_hf(folder, dtype))
 
@@ -281,7 +291,8 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) ->
         if ".adapter." not in name
     }
     unknown = []
-    for name, tensor in convert.to_nemo(weights, model.config):
+    tensors = convert.to_nemo(weights, model.config)
+    for name, tensor in progress(tensors, "Reading weights", total=len(empty), delay=5):
         if name in empty and empty[name].shape == tensor.shape:
             empty.pop(name).copy_(tensor)
         else:

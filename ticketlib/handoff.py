@@ -29,6 +29,11 @@ def handoff_curve(
 ) -> pd.DataFrame:
     """How many tickets each threshold routes, and how many of those to their queue.
 
+    Args:
+        truth: True queues, [n].
+        probabilities: [n, q].
+        queues: All queues, in the order of the columns.
+
     Returns:
         One row for each probability that occurs, as the threshold, the highest first: threshold,
         share (of all tickets, that are routed), accuracy (of those), n (of those), and accuracy_low
@@ -137,7 +142,11 @@ def per_queue_handoff(
 ) -> pd.DataFrame:
     """What each team gets: how many of the tickets predicted for its queue are routed, and right.
 
-    `threshold` is one for all queues, or one for each, [q].
+    Args:
+        truth: True queues, [n].
+        probabilities: [n, q].
+        queues: All queues, in the order of the columns.
+        threshold: One for all queues, or one for each, [q].
 
     Returns:
         One row a predicted queue: queue, threshold, n (tickets predicted for it), routed (of
@@ -174,13 +183,24 @@ def per_queue_handoff(
 def judge_predictions(
     truth: Sequence[str], probabilities: np.ndarray, queues: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Whether each prediction is right, its column number and its probability, [n] each."""
+    """Whether each prediction is right, its column number and its probability, [n] each.
+
+    Args:
+        truth: True queues, [n].
+        probabilities: [n, q].
+        queues: All queues, in the order of the columns.
+    """
     true, predicted = encode_both(truth, probabilities, queues)
     return true == predicted, predicted, check_probabilities(probabilities).max(axis=1)
 
 
 def weigh_groups(right: np.ndarray, groups: Sequence[int] | None) -> tuple[np.ndarray, float]:
-    """Number of each ticket's group, [n], and how alike the tickets of a group are."""
+    """Number of each ticket's group, [n], and how alike the tickets of a group are.
+
+    Args:
+        right: Whether each prediction is right, [n].
+        groups: Paraphrase group of every row, [n]; None: each row is one of its own.
+    """
     if groups is None:
         return np.arange(len(right)), 0
     codes = encode_groups(groups, len(right))
@@ -190,7 +210,14 @@ def weigh_groups(right: np.ndarray, groups: Sequence[int] | None) -> tuple[np.nd
 def build_curve(
     right: np.ndarray, probability: np.ndarray, groups: np.ndarray, likeness: float
 ) -> pd.DataFrame:
-    """Threshold, share, accuracy, n and effective number of n, the highest threshold first."""
+    """Threshold, share, accuracy, n and effective number of n, the highest threshold first.
+
+    Args:
+        right: Whether each prediction is right, [n].
+        probability: Of the predicted queue, [n].
+        groups: Number of every row's group, [n].
+        likeness: How alike the tickets of a group are, 0 to 1 (`weigh_groups`).
+    """
     order = np.argsort(-probability, kind="stable")
     n = np.arange(1, len(right) + 1)
     curve = pd.DataFrame(

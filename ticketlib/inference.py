@@ -38,7 +38,9 @@ def make_trainer(dtype: torch.dtype) -> nl.Trainer:
     )
 
 
-def load_model(folder: Path, dtype: torch.dtype, *, layers: int = 0, **settings) -> torch.nn.Module:
+def load_model(
+    folder: Path, dtype: torch.dtype, *, layers: int = 0, **settings: object
+) -> torch.nn.Module:
     """Load an imported, merged or LoRA checkpoint of NeMo for inference, as `llm.generate` does.
 
     `ModelConnector.nemo_load` would leave the base of a LoRA checkpoint uninitialized.
@@ -93,7 +95,13 @@ def _fewer_layers() -> Iterator[None]:
 
 
 def load_reference(folder: Path, dtype: torch.dtype, *, layers: int = 0) -> GptOssForCausalLM:
-    """Load transformers' model, eager attention, with its arithmetic in `dtype` throughout."""
+    """Load transformers' model, eager attention, with its arithmetic in one dtype throughout.
+
+    Args:
+        folder: Checkpoint in Hugging Face format.
+        dtype: Of weights and arithmetic.
+        layers: Only so many, the first ones; 0 for all.
+    """
     model = checkpoint.load_model(folder, dtype, layers=layers)
     if dtype == torch.float64:  # transformers' RMSNorm goes through float32 in any dtype
         for module in list(model.modules()):

@@ -13,6 +13,10 @@ from scipy.stats import norm
 def encode_groups(groups: Sequence[int], n: int) -> np.ndarray:
     """Number of every row's group, from 0 in the order in which they come, [n].
 
+    Args:
+        groups: Paraphrase group of every row, [n], of any type.
+        n: Number of rows.
+
     Raises:
         ValueError: If there is not one group for each of n rows, or one is missing.
     """

@@ -86,6 +86,11 @@ def per_queue(
 ) -> pd.DataFrame:
     """Precision, recall and F1 of every queue.
 
+    Args:
+        truth: True queues, [n].
+        probabilities: [n, q].
+        queues: All queues, in the order of the columns.
+
     Returns:
         One row a queue: queue, support (tickets of it), predicted (tickets sent to it), precision,
         recall, f1. A figure with nothing to count is 0.
@@ -117,6 +122,12 @@ def per_language(
     languages: Sequence[str],
 ) -> pd.DataFrame:
     """Accuracy and macro-F1 of every language.
+
+    Args:
+        truth: True queues, [n].
+        probabilities: [n, q].
+        queues: All queues, in the order of the columns.
+        languages: Language of every ticket, [n].
 
     Returns:
         One row a language, the most frequent first: language, n, accuracy, macro_f1.
@@ -165,6 +176,10 @@ def cut_bands(values: Sequence[float], n_bands: int) -> np.ndarray:
 
     Bands hold about equally many values; equal values stay together, so there can be fewer bands.
 
+    Args:
+        values: Numbers to cut, [n].
+        n_bands: Most bands to make.
+
     Raises:
         ValueError: If a value is missing, or `n_bands` is less than 1.
     """
@@ -208,7 +223,11 @@ def count_confusions(
 ) -> pd.DataFrame:
     """True queues (rows) against predicted ones (columns).
 
-    With `normalize`, shares of each true queue's tickets instead of counts.
+    Args:
+        truth: True queues, [n].
+        probabilities: [n, q].
+        queues: All queues, in the order of the columns.
+        normalize: Give shares of each true queue's tickets instead of counts.
 
     Raises:
         ValueError: If lengths differ, there are no tickets, or a true queue is not in `queues`.
@@ -255,6 +274,10 @@ def write_metrics(path: str | Path, metrics: Mapping) -> Path:
 
     `{"tuned": {"accuracy": 0.8}}` becomes `{"tuned.accuracy": 0.8}`. The README lists the keys that
     notebook 04 writes.
+
+    Args:
+        path: File to write or replace.
+        metrics: Figures by name; nested mappings are joined with dots.
 
     Raises:
         ValueError: If a figure is NaN or infinite, which JSON does not have.

@@ -36,8 +36,13 @@ class Pack:
         masks: By window (0: none), as FlexAttention takes them.
     """
 
-    def __init__(self, tokens: int, windows: set[int], device: torch.device):
-        """Prepare for rows of `tokens` tokens.
+    def __init__(self, tokens: int, windows: set[int], device: torch.device) -> None:
+        """Prepare for rows of one length.
+
+        Args:
+            tokens: Of each row.
+            windows: Of the layers' attention, in tokens; 0 for none.
+            device: Of the masks.
 
         Raises:
             ValueError: No whole number of blocks.

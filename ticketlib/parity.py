@@ -216,5 +216,10 @@ def _compare_weights(base: Weights, exported: Weights, trained: Path) -> dict[st
 
 
 def save_parity(imported: Path, result: dict[str, float]) -> Path:
-    """Write the result of `check_parity` into the NeMo checkpoint, where training looks for it."""
+    """Write the result of `check_parity` into the NeMo checkpoint, where training looks for it.
+
+    Args:
+        imported: NeMo checkpoint of the base.
+        result: What `check_parity` gave for it.
+    """
     return write_json(Path(imported) / PARITY_FILE, result)

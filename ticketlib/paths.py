@@ -51,7 +51,7 @@ class Run:
     run_name: str
     experiments_dir: str = "nemo-experiments"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Keeps a run inside its own folder."""
         if self.run_name in ("", ".", "..") or {"/", "\\"} & set(self.run_name):
             raise ValueError(

@@ -25,7 +25,12 @@ BLUE, VERMILLION, SKY, YELLOW, GRAY = "#0072B2", "#D55E00", "#56B4E9", "#F0E442"
 
 
 def new_axes(*, width: float = 7, height: float = 3.5) -> Axes:
-    """New axes on a figure of a size in inches."""
+    """New axes on a figure of a size in inches.
+
+    Args:
+        width: Inches.
+        height: Inches.
+    """
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
@@ -36,14 +41,24 @@ def without_frame(ax: Axes) -> Axes:
 
 
 def text_width(texts: Iterable[str], *, size: float = 10) -> float:
-    """Inches that the longest of some texts takes; `size` in points."""
+    """Inches that the longest of some texts takes.
+
+    Args:
+        texts: Lines of text.
+        size: Of the font, in points.
+    """
     font = FontProperties(size=size)
     sizes = [text_to_path.get_text_width_height_descent(text, font, False) for text in texts]
     return max((width / 72 for width, _, _ in sizes), default=0)
 
 
 def shorten(names: Iterable[str], *, most: int = 60) -> list[str]:
-    """The names, those of more than `most` characters without their middle."""
+    """The names, those of more than `most` characters without their middle.
+
+    Args:
+        names: Texts for an axis.
+        most: Characters that a name may have.
+    """
     half = most // 2
     return [f"{name[:half]}…{name[-half:]}" if len(name) > most else name for name in names]
 
@@ -261,6 +276,11 @@ def handoff_curve(
 
 def save_figure(ax: Axes, folder: str | Path, name: str) -> Path:
     """Save the figure of an `Axes` as PNG and SVG; gives the path of the PNG.
+
+    Args:
+        ax: Axes of the figure.
+        folder: Made where it does not exist.
+        name: Of the files, without suffix.
 
     Raises:
         OSError: If the folder cannot be written.

@@ -14,6 +14,10 @@ import pandas as pd
 def predict_queues(probabilities: np.ndarray, queues: Sequence[str]) -> np.ndarray:
     """The most probable queue of every row, [n].
 
+    Args:
+        probabilities: [n, q].
+        queues: All queues, in the order of the columns.
+
     Raises:
         ValueError: If `probabilities` has not one column for each queue, or holds NaN.
     """
@@ -22,6 +26,11 @@ def predict_queues(probabilities: np.ndarray, queues: Sequence[str]) -> np.ndarr
 
 def encode_queues(truth: Sequence[str], queues: Sequence[str], name: str) -> np.ndarray:
     """Column number of every true queue, [n].
+
+    Args:
+        truth: True queues, [n].
+        queues: All queues, in the order of the columns.
+        name: Of `truth` in an error.
 
     Raises:
         ValueError: If there are no tickets, a true queue is not in `queues`, or one of those is
@@ -49,6 +58,11 @@ def encode_both(
     truth: Sequence[str], probabilities: np.ndarray, queues: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Column numbers of the true and of the predicted queues, [n] each.
+
+    Args:
+        truth: True queues, [n].
+        probabilities: [n, q].
+        queues: All queues, in the order of the columns.
 
     Raises:
         ValueError: If lengths differ, there are no tickets, a true queue is not in `queues`, or a

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
@@ -61,7 +61,7 @@ def read_table(path: Path, *, names: Sequence[str] = (), encoding: str = "") -> 
         raise ValueError(f"{path} cannot be unpacked ({error}). Unpack it yourself.") from error
 
 
-def parse_json(line: str, **options) -> object:
+def parse_json(line: str, **options: Any) -> object:
     """The value of one line of JSON Lines.
 
     Args:

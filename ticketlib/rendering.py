@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -9,10 +10,13 @@ import pandas as pd
 from ticketlib.prompts import render_answer, render_prompt
 from ticketlib.tickets import check_tickets
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _BATCH = 10_000  # Texts that are tokenized at a time; their ids are Python lists.
 
 
-def count_tokens(texts: Sequence[str], tokenizer) -> list[int]:
+def count_tokens(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Number of tokens of each text, with none added.
 
     Args:
@@ -28,7 +32,7 @@ def count_tokens(texts: Sequence[str], tokenizer) -> list[int]:
 
 
 def tokenize_queues(
-    queues: Sequence[str], tokenizer, *, prompt_format: str = "harmony"
+    queues: Sequence[str], tokenizer: "PreTrainedTokenizerBase", *, prompt_format: str = "harmony"
 ) -> pd.DataFrame:
     """The tokens of each queue's answer, on which alone the loss is computed.
 
@@ -71,7 +75,7 @@ def fit_prompt(
     body: str,
     *,
     queues: Sequence[str],
-    tokenizer,
+    tokenizer: "PreTrainedTokenizerBase",
     seq_length: int,
     prompt_format: str = "harmony",
 ) -> tuple[str, int]:
@@ -124,7 +128,7 @@ def render_records(
     tickets: pd.DataFrame,
     *,
     queues: Sequence[str],
-    tokenizer,
+    tokenizer: "PreTrainedTokenizerBase",
     seq_length: int,
     prompt_format: str = "harmony",
 ) -> pd.DataFrame:
@@ -170,7 +174,9 @@ def render_records(
     )
 
 
-def _count_longest(queues: Sequence[str], tokenizer, prompt_format: str) -> int:
+def _count_longest(
+    queues: Sequence[str], tokenizer: "PreTrainedTokenizerBase", prompt_format: str
+) -> int:
     """Tokens of the longest answer with its end token."""
     answers = [render_answer(queue, prompt_format=prompt_format) for queue in queues]
     return max(count_tokens(answers, tokenizer)) + 1

@@ -22,7 +22,7 @@ class Report:
 
     columns = ("change", "rows", "examples")
 
-    def __init__(self, table: Table):
+    def __init__(self, table: Table) -> None:
         """Begins with how the file was read."""
         self.lines = table.lines
         self.rows: list[tuple[str, int, str]] = []
@@ -35,11 +35,23 @@ class Report:
             self.add("the last line has no end; if the file was cut, it is short", 1)
 
     def add(self, change: str, rows: int, examples: str = "") -> None:
-        """Adds a row."""
+        """Adds a row.
+
+        Args:
+            change: What was done or found.
+            rows: Number of records.
+            examples: Text to show.
+        """
         self.rows.append((change, rows, examples))
 
     def note(self, change: str, ids: Sequence[int], texts: Iterable[str] = ()) -> None:
-        """Adds the records, if there are any."""
+        """Adds the records, if there are any.
+
+        Args:
+            change: What was done or found.
+            ids: Numbers of the records (`ticket_id`).
+            texts: Examples for the first three.
+        """
         if len(ids):
             lines = [f"line {self.lines[number]}" for number in ids[:3]]
             shown = [f": {text[:40]!r}" for text, _ in zip(texts, lines, strict=False)]
@@ -48,11 +60,23 @@ class Report:
             self.add(change, len(ids), examples)
 
     def note_rows(self, change: str, tickets: pd.DataFrame, column: str) -> None:
-        """Adds tickets, if there are any, with a column's texts as examples."""
+        """Adds tickets, if there are any, with a column's texts as examples.
+
+        Args:
+            change: What was done or found.
+            tickets: The tickets meant, with `ticket_id`.
+            column: Column to show.
+        """
         self.note(change, tickets["ticket_id"].tolist(), tickets[column])
 
     def note_queues(self, change: str, tickets: pd.DataFrame, counts: pd.Series) -> None:
-        """Adds queues and their number of tickets, if there are any, up to nine by name."""
+        """Adds queues and their number of tickets, if there are any, up to nine by name.
+
+        Args:
+            change: What was found.
+            tickets: All tickets, for the line of each queue's first.
+            counts: Tickets by queue, of those meant.
+        """
         if len(counts):
             firsts = tickets.drop_duplicates("queue").set_index("queue")["ticket_id"]
             shown = counts.head(9).items()
@@ -72,7 +96,12 @@ def text_key(tickets: pd.DataFrame) -> pd.Series:
 
 
 def find_oddities(tickets: pd.DataFrame, report: Report) -> None:
-    """Notes what is kept as it is, but should be known."""
+    """Notes what is kept as it is, but should be known.
+
+    Args:
+        tickets: Clean tickets.
+        report: Gets the rows.
+    """
     report.note_rows("kept: subject empty", tickets[tickets["subject"] == ""], "body")
     for column in ("subject", "body", "queue"):
         texts = tickets[column]
@@ -102,7 +131,14 @@ def _spelling_key(queue: str) -> str:
 
 
 def find_leaks(tickets: pd.DataFrame, table: Table, picked: list, report: Report) -> None:
-    """Notes columns in which the answer can be read."""
+    """Notes columns in which the answer can be read.
+
+    Args:
+        tickets: Clean tickets.
+        table: The file with all its columns.
+        picked: Numbers of the columns that the tickets come from; None for none.
+        report: Gets the rows.
+    """
     for column in ("subject", "body"):
         named = _names_its_queue(tickets[column], tickets["queue"])
         report.note_rows(f"{column}: names the queue it is in", tickets[named], column)

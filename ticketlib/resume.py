@@ -120,8 +120,12 @@ def find_checkpoint(run: Run) -> Path:
 def check_writable(*folders: Path) -> None:
     """Make folders where they are not there, and raise before training if one is read-only.
 
+    Args:
+        folders: To be written to.
+
     Raises:
         PermissionError: One is.
+        OSError: One cannot be made.
     """
     for folder in folders:
         try:

@@ -60,7 +60,13 @@ def flatten_recipe(recipe: nemo_run.Partial) -> dict[str, str]:
 
 
 def save_settings(run: Run, settings: dict, recipe: nemo_run.Partial) -> None:
-    """Keep what `refuse_changes` compares with, from the start of a training."""
+    """Keep what `refuse_changes` compares with, from the start of a training.
+
+    Args:
+        run: Its `training_settings` are written.
+        settings: What `training.run_recipe` compares.
+        recipe: Of `training.make_recipe`.
+    """
     write_json(run.training_settings, settings)
     write_json(run.training / RECIPE_FILE, flatten_recipe(recipe))
 
@@ -88,7 +94,9 @@ def refuse_changes(run: Run, settings: dict, recipe: nemo_run.Partial) -> None:
 
 def _differences(before: dict, now: dict) -> list[str]:
     return [
-        f"{name} was {before.get(name, 'not set')} and is {now.get(name, 'not set')}"
+        f"{name.removesuffix('_data')}.jsonl is not the one that training began with"
+        if name.endswith("_data")
+        else f"{name} was {before.get(name, 'not set')} and is {now.get(name, 'not set')}"
         for name in {**before, **now}
         if before.get(name) != now.get(name)
     ]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,7 +41,7 @@ class Table:
     surrogates: dict[int, list[int]] = field(default_factory=dict)
 
 
-def collect_records(records: Records, header: list[str], **attributes) -> Table:
+def collect_records(records: Records, header: list[str], **attributes: Any) -> Table:
     """The table of records.
 
     Args:
@@ -71,7 +72,7 @@ def collect_records(records: Records, header: list[str], **attributes) -> Table:
     return make_table(rows, index, lines, header=header, surrogates=surrogates, **attributes)
 
 
-def make_table(rows: pa.Table, index: pd.Index, lines: Sequence[int], **attributes) -> Table:
+def make_table(rows: pa.Table, index: pd.Index, lines: Sequence[int], **attributes: Any) -> Table:
     """The table of text columns.
 
     Args:

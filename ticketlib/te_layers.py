@@ -16,6 +16,8 @@ from megatron.core.extensions.transformer_engine import (
     TERowParallelGroupedLinear,
 )
 from megatron.core.transformer.moe.experts import TEGroupedMLP
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.collections.llm.gpt.model.base import default_layer_spec
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 from transformer_engine.pytorch.attention.dot_product_attention import _attention_backends
@@ -168,8 +170,13 @@ def name_attention(model: torch.nn.Module) -> str:
     return f"Transformer Engine ({', '.join(chosen) or 'not used yet'})"
 
 
-def make_layers(config, vp_stage: int | None = None):
-    """Give NeMo's Transformer Engine layers with the attention and the experts of this module."""
+def make_layers(config: TransformerConfig, vp_stage: int | None = None) -> ModuleSpec:
+    """Give NeMo's Transformer Engine layers with the attention and the experts of this module.
+
+    Args:
+        config: Of the model.
+        vp_stage: Part of a virtual pipeline, as NeMo passes it; None without one.
+    """
     spec = default_layer_spec(config, vp_stage)
     spec.submodules.self_attention.submodules.core_attention = PackedAttention
     experts = spec.submodules.mlp.submodules.experts

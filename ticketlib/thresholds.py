@@ -67,10 +67,17 @@ def choose_queue_thresholds(
 ) -> pd.DataFrame:
     """A threshold for each predicted queue, so that what each team gets meets the target.
 
-    Arguments are those of `choose_threshold`. A queue with so few tickets that they would not prove
-    the target if all were right gets the threshold of `choose_threshold` for all tickets, which
-    promises nothing for this queue alone. A queue that has enough of them, but no threshold that
-    meets the target, gets `ROUTE_NOTHING`.
+    A queue with so few tickets that they would not prove the target if all were right gets the
+    threshold of `choose_threshold` for all tickets, which promises nothing for this queue alone. A
+    queue that has enough of them, but no threshold that meets the target, gets `ROUTE_NOTHING`.
+
+    Args:
+        truth: True queues of the validation split, [n].
+        probabilities: [n, q].
+        queues: All queues, in the order of the columns.
+        target_accuracy: As for `choose_threshold`.
+        confidence: As for `choose_threshold`.
+        groups: Paraphrase group of every row, [n].
 
     Returns:
         One row a queue: queue, n (validation tickets predicted for it), threshold, chosen_on

@@ -30,6 +30,10 @@ _MOST_QUEUES, _MOST_PAIRED = 40, 15
 def queue_counts(tickets: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Bars: tickets of every queue, the largest on top.
 
+    Args:
+        tickets: Frame with `queue`.
+        ax: Axes to draw on, else new ones.
+
     Raises:
         KeyError: If `tickets` has no column `queue`.
     """
@@ -48,6 +52,10 @@ def queue_counts(tickets: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 def language_by_queue(tickets: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Heat map: share of every language among a queue's tickets, with their number.
+
+    Args:
+        tickets: Frame with `queue` and `language`.
+        ax: Axes to draw on, else new ones.
 
     Raises:
         KeyError: If `tickets` has no column `queue` or `language`.
@@ -150,6 +158,10 @@ def label_noise(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def body_lengths(tickets: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Histogram: characters in a ticket's body, by language, the most frequent at the bottom.
 
+    Args:
+        tickets: Frame with `body` and `language`.
+        ax: Axes to draw on, else new ones.
+
     Raises:
         KeyError: If `tickets` has no column `body` or `language`.
     """
@@ -195,6 +207,10 @@ def token_lengths(counts: Sequence[int], seq_length: int, *, ax: Axes | None = N
 
 def group_sizes(groups: Sequence[int], *, ax: Axes | None = None) -> Axes:
     """Bars: how many paraphrase groups have one, two, three … tickets; above eight, ranges.
+
+    Args:
+        groups: Paraphrase group of every ticket, [n].
+        ax: Axes to draw on, else new ones.
 
     Raises:
         ValueError: If there are no groups.

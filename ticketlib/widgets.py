@@ -6,9 +6,13 @@ Text from tickets is escaped: nothing that a customer wrote becomes HTML.
 from collections.abc import Callable
 from functools import cache
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+
+if TYPE_CHECKING:
+    from ticketlib.routing import Decision
 from pandas.io.formats.style import Styler
 
 try:
@@ -134,7 +138,7 @@ def show_probabilities(table: pd.DataFrame) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def show_decision(decision) -> str:
+def show_decision(decision: "Decision") -> str:
     """Where a ticket goes, and the probabilities that say so, as HTML.
 
     Args:
