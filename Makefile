@@ -77,16 +77,21 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch '$@'
 endif
 
+# Where nobody looks at a terminal, papermill logs what the cells print, and progress is a line a minute.
 tutorial: $(INSTALLED) ## Run the four notebooks headless, from the CSV to the exported model
-	@mkdir -p '$(RESULTS)/notebooks'
-	@for notebook in $(NOTEBOOKS); do \
+	$(if $(findstring /,$(RUN_NAME)),$(error RUN_NAME=$(RUN_NAME): give the name of one folder))
+	$(if $(findstring ',$(RUN_NAME)$(TICKETS)$(EXPERIMENTS)),$(error Take the quote out of RUN_NAME, TICKETS and EXPERIMENTS))
+	@mkdir -p '$(RESULTS)/notebooks' && rm -f '$(RESULTS)/report.html'
+	@[ -t 2 ] || { log=--log-output; export TICKETLIB_BATCH=1; }; \
+	for notebook in $(NOTEBOOKS); do \
 		case $$notebook in 01_*|02_*) tickets=1;; *) tickets=;; esac; \
-		echo "== $$notebook"; \
+		echo "== $$notebook, $$(date '+%Y-%m-%d %H:%M:%S')"; \
 		$(PY) -m papermill "notebooks/$$notebook.ipynb" '$(RESULTS)/notebooks/'"$$notebook.ipynb" \
 			--kernel python3 --language python -r run_name '$(RUN_NAME)' -r profile '$(PROFILE)' \
 			-r experiments_dir '$(EXPERIMENTS)' $${tickets:+-r tickets_csv '$(TICKETS)'} \
-			$(PAPERMILL_ARGS) || { status=$$?; \
-				echo "Stopped in $$notebook. As far as it got: $(RESULTS)/notebooks/$$notebook.ipynb" >&2; \
+			$$log $(PAPERMILL_ARGS) || { status=$$?; \
+				echo "Stopped in $$notebook, $$(date '+%Y-%m-%d %H:%M:%S'), exit code $$status. As far as it got:" \
+					"$(RESULTS)/notebooks/$$notebook.ipynb. There is no report.html." >&2; \
 				exit $$status; }; \
 	done
 	@$(PY) -m ticketlib.publish '$(RESULTS)/notebooks/04_evaluate_and_export.ipynb' '$(RESULTS)/report.html'

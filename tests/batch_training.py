@@ -4,6 +4,7 @@ usage: batch_training.py FOLDER     on PATH are the commands of slurm_standin.py
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from random_gptoss import save
 from small_training import PROFILE, import_proved, prepare
 
 SLURM = "account=support partition=gpu time=04:00:00"
-PLACES = {"one": {}, "two": {"devices": 2}, "job": {"executor": "slurm", "slurm": SLURM}}
+JOB = {"executor": "slurm", "slurm": SLURM}
+PLACES = {"one": {}, "two": {"devices": 2}, "failed": JOB, "job": JOB}
 
 
 def train(folder: Path, name: str, devices: int = 1, **place) -> dict:
@@ -21,16 +23,16 @@ def train(folder: Path, name: str, devices: int = 1, **place) -> dict:
     run, base = prepare(folder, name), folder / "models" / "base"
     settings = {"prompt_format": "plain", "micro_batch_size": 4, "seed": 5}
     found = {}
+    os.environ["SRUN_FAILS"] = "1" if name == "failed" else ""
     with quiet(run.log):
         recipe = training.make_recipe(run, PROFILE, base, devices=devices, **settings)
-        if place:
+        if name == "job":
             found["script"] = executors.sbatch_script(run, recipe, slurm=place["slurm"])
-            found["submitted_by_dry_run"] = (folder / "submitted").exists()
         try:
             found["best"] = training.run_recipe(run, recipe, seed=5, **place).name
+            found["losses"] = training.read_history(run)["train_loss"].tolist()
         except RuntimeError as error:
             found["error"] = str(error)
-        found["losses"] = training.read_history(run)["train_loss"].tolist()
     return found
 
 

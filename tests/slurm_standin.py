@@ -12,6 +12,7 @@ JOB = "17"
 SBATCH = f"""#!/bin/sh
 for script; do :; done
 echo "$@" >>{{folder}}/submitted
+rm -f {{folder}}/{JOB}.exit
 cp "$script" {{folder}}/{JOB}.sh
 export SLURM_JOB_ID={JOB} SLURM_JOB_NODELIST=localhost SLURM_NNODES=1 SLURM_NODEID=0
 (bash "$script" >{{folder}}/{JOB}.out 2>&1 </dev/null; echo $? >{{folder}}/{JOB}.exit) \\
@@ -22,6 +23,8 @@ echo {JOB}
 # Its options have a value in the next word, but for those with "="
 SRUN = """#!{python}
 import os, subprocess, sys
+if os.environ.get("SRUN_FAILS"):
+    sys.exit(1)
 words, options = sys.argv[1:], {{}}
 while words[0].startswith("-"):
     word = words.pop(0)

@@ -61,8 +61,12 @@ def console() -> TextIO:
 
 
 def can_show() -> bool:
-    """Tell whether there is a notebook in which `show` shows something."""
-    return _reader().publisher is not None
+    """Tell whether there is a notebook in which `show` shows something.
+
+    With `TICKETLIB_BATCH` in the environment nobody looks at it while it runs: `make tutorial` sets
+    it where its output goes to a file.
+    """
+    return _reader().publisher is not None and not os.environ.get("TICKETLIB_BATCH")
 
 
 def show(thing: object, name: str, *, update: bool = False) -> None:
