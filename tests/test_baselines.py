@@ -59,8 +59,11 @@ def test_bad_input_is_named():
         baselines.majority_probabilities(TRAINING, 1, QUEUES[:2])
     with pytest.raises(ValueError, match="one queue only, 'IT'"):
         baselines.tfidf_probabilities(TRAINING[TRAINING["queue"] == "IT"], TRAINING, QUEUES, seed=0)
-    with pytest.raises(ValueError, match="4 tickets; give 5 or more"):
+    with pytest.raises(ValueError, match="4 tickets of 2 queues; give 5 or more"):
         baselines.compare_splits(TRAINING[:4], pd.Series(range(4)), seed=0)
+    with pytest.raises(ValueError, match="of 1 queues; .*Is queue_column the right one"):
+        one = TRAINING[TRAINING["queue"] == "IT"].reset_index(drop=True)
+        baselines.compare_splits(one, pd.Series(range(len(one))), seed=0)
 
 
 def generate_tickets(n, seed):

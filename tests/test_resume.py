@@ -239,13 +239,10 @@ def test_a_changed_seed_profile_or_recipe_is_refused(jobs, whole):
 
 
 def test_changed_tickets_are_refused(jobs, whole):
-    for path, name in [
-        (whole.training_jsonl, "training_data"),
-        (whole.validation_jsonl, "validation_data"),
-    ]:
+    for path in (whole.training_jsonl, whole.validation_jsonl):
         content = path.read_bytes()
         path.write_bytes(content.replace(b"My printer 7 ", b"My printer 8 "))
-        assert f"{name} was " in train(jobs, whole)["error"]
+        assert f"{path.name} is not the one" in train(jobs, whole)["error"]
         path.write_bytes(content)
     assert "error" not in train(jobs, whole)
 

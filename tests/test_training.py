@@ -4,6 +4,7 @@ A random gpt-oss learns a few steps with NeMo.
 """
 
 import io
+import traceback
 
 import pytest
 import torch
@@ -190,8 +191,8 @@ def test_data_that_nemo_would_misread_is_refused(experiments):
         ({"lora_targets": ["q_proj"]}, "match no module. Accepted"),
         ({"peft_scheme": "dora"}, '"lora" and "none" are accepted'),
         ({"micro_batch_size": 3, "global_batch_size": 8}, "must be a multiple"),
-        ({"patience": -1}, "patience -1; 0 or more are accepted"),
-        ({"val_check_interval": -5}, "val_check_interval is -5"),
+        ({"patience": -1}, "patience is -1; 0 or more are accepted"),
+        ({"val_check_interval": -5, "lora_rank": -8}, "val_check_interval is -5, lora_rank is -8;"),
     ],
 )
 def test_bad_settings_are_refused(experiments, settings, message):
@@ -269,3 +270,13 @@ def test_a_second_training_of_a_session_may_have_another_batch_size(experiments)
     for size in (8, 16):
         run = train(experiments, f"batch-{size}", global_batch_size=size, max_steps=2)
         assert len(training.read_history(run)) == 2
+
+
+def test_a_full_gpu_is_answered_with_what_to_do(experiments, monkeypatch):
+    def fill(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(callbacks.Progress, "on_train_batch_end", fill)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        train(experiments, "full", max_steps=2)
+    assert "halve pack_tokens" in "".join(traceback.format_exception(error.value)).splitlines()[-1]

@@ -134,7 +134,12 @@ class ResumeFrom(nl.AutoResume):
 
 
 def continue_from(recipe: nemo_run.Partial, checkpoint: Checkpoint) -> None:
-    """Have a recipe restore weights, optimizer, schedule, and place in the data."""
+    """Have a recipe restore weights, optimizer, schedule, and place in the data.
+
+    Args:
+        recipe: Of `training.make_recipe`; changed in place.
+        checkpoint: One of `resume.list_checkpoints`.
+    """
     # Lightning refuses an interval beyond the batches that are left; the last step is validated
     left = checkpoint.max_steps - checkpoint.step
     recipe.trainer.val_check_interval = min(recipe.trainer.val_check_interval, left)
@@ -219,6 +224,16 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.close()
             self._draw(trainer)
+
+    def on_exception(self, trainer, module, exception):
+        """Say what to do where the GPU is full; torch only tells how much it wanted."""
+        if isinstance(exception, torch.OutOfMemoryError):
+            exception.add_note(
+                "The GPU is full. See with nvidia-smi whether another process or notebook uses it "
+                "(Kernel > Shut Down All Kernels ends notebooks). Else halve pack_tokens or, where "
+                "rows are not packed, micro_batch_size, or give a smaller seq_length in notebook "
+                '02; then run this notebook again. "Check the machine" shows what is needed.'
+            )
 
     def _draw(self, trainer, update: bool = True) -> None:
         """Plot the losses that are logged so far, of earlier attempts as well."""

@@ -16,6 +16,7 @@ from ticketlib import adapter, checkpoint, gptoss
 from ticketlib.card import write_card
 from ticketlib.checkpoint import Weights
 from ticketlib.checksums import write_checksums
+from ticketlib.logs import progress
 from ticketlib.mxfp4 import QUANTIZATION_CONFIG, quantize
 from ticketlib.paths import Run, read_settings, replace_atomically, require
 from ticketlib.profiles import name_base
@@ -68,7 +69,7 @@ def export_checkpoint(run: Run, trained: Path, *, max_shard_size: str = "5GB") -
 def _verify(folder: Path, base: Weights, lora: adapter.Adapter, dtype: torch.dtype) -> None:
     """Read an export back: it must be the merged weights, and another model than the base."""
     changed = 0
-    for name, tensor in Weights(folder).items():
+    for name, tensor in progress(Weights(folder).items(), "Reading them back", delay=5):
         before = base[name]
         if not torch.equal(tensor, lora.merge(name, before).to(dtype)):
             raise ValueError(f"{name} came back from the disk as another. Export again.")

@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from scipy.special import softmax
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
-from ticketlib import checkpoint
+from ticketlib import checkpoint, logs
 
 try:
     from torch.nn.functional import grouped_mm
@@ -119,7 +118,7 @@ def score_labels(
         answers: Rendered answers (`prompts.render_answer`), one a queue.
         max_batch_tokens: Most tokens in one forward pass, padding included. A longer prompt is
             scored by itself. Changes speed and memory, not the result.
-        progress: Show a progress bar.
+        progress: Show the time left, once it takes more than five seconds.
 
     Returns:
         Natural logarithms, float64, [number of prompts, number of answers], in the order given.
@@ -145,7 +144,7 @@ def score_labels(
     lengths = [len(ids) + len(tree.tokens) for ids in prompt_ids]
     batches = _batch_by_length(lengths, lambda longest, rows: longest * rows <= max_batch_tokens)
     with _grouped_experts(model):
-        for rows in tqdm(batches, disable=not progress, desc="Scoring", unit="batch"):
+        for rows in logs.progress(batches, "Scoring", delay=5, disable=not progress):
             scores[rows] = _score_batch(model, [prompt_ids[row] for row in rows], tree)
     if np.isnan(scores).any():
         raise ValueError(
@@ -264,7 +263,7 @@ def generate_answers(
         prompts: Rendered prompts (`prompts.render_prompt`).
         max_new_tokens: Most tokens in an answer; a longer one is cut.
         batch_size: Prompts decoded together.
-        progress: Show a progress bar.
+        progress: Show the time left, once it takes more than five seconds.
 
     Returns:
         The raw answers in the order of the prompts, special tokens kept, up to and without the end
@@ -281,7 +280,7 @@ def generate_answers(
     lengths = [len(ids) for ids in _tokenize(tokenizer, prompts, "prompts")]
     answers = [""] * len(prompts)
     batches = _batch_by_length(lengths, lambda _, rows: rows <= batch_size)
-    for rows in tqdm(batches, disable=not progress, desc="Generating", unit="batch"):
+    for rows in logs.progress(batches, "Generating", delay=5, disable=not progress):
         batch = tokenizer(
             [prompts[row] for row in rows],
             add_special_tokens=False,

@@ -104,11 +104,14 @@ def make_recipe(
         raise ValueError(f"LoRA targets {unknown} match no module. Accepted: {list(LORA_TARGETS)}.")
     if peft_scheme not in ("lora", "none"):
         raise ValueError(f'peft_scheme is "{peft_scheme}"; "lora" and "none" are accepted.')
-    if min(val_check_interval, patience) < 0:
-        raise ValueError(
-            f"val_check_interval is {val_check_interval} and patience {patience}; 0 or more are "
-            "accepted."
-        )
+    numbers = {
+        **{"max_steps": max_steps, "val_check_interval": val_check_interval, "patience": patience},
+        **{"learning_rate": learning_rate, "lora_rank": lora_rank, "seq_length": seq_length},
+        **{"micro_batch_size": micro_batch_size, "global_batch_size": global_batch_size},
+        **{"devices": devices},
+    }
+    if negative := [f"{name} is {number}" for name, number in numbers.items() if number < 0]:
+        raise ValueError(f"{', '.join(negative)}; 0 or more are accepted.")
     micro = micro_batch_size or profile.micro_batch_size
     batch = global_batch_size or profile.global_batch_size
     world = (devices or profile.devices) * nodes
