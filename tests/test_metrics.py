@@ -236,18 +236,6 @@ def test_bands_are_those_of_pandas_where_all_values_differ(values):
     np.testing.assert_array_equal(metrics.cut_bands(values, 4), pd.qcut(values, 4, labels=False))
 
 
-def test_confusions_are_counted_and_shared():
-    truth, probabilities, queues, _ = make_case()
-    counts = metrics.count_confusions(truth, probabilities, queues)
-    predicted = metrics.predict_queues(probabilities, queues)
-    for queue in queues:
-        for other in queues:
-            pairs = zip(truth, predicted, strict=True)
-            assert counts.loc[queue, other] == list(pairs).count((queue, other))
-    shares = metrics.count_confusions(truth, probabilities, queues, normalize=True)
-    np.testing.assert_allclose(shares, counts.div(counts.sum(axis=1), axis=0))
-
-
 def test_top_mistakes_are_the_most_confident_errors():
     truth, probabilities, queues, _ = make_case()
     tickets = pd.DataFrame(

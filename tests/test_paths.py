@@ -74,6 +74,14 @@ def test_require_says_what_to_run_first(project):
     assert require(project / "data", made_by="nobody") == project / "data"
 
 
+def test_require_tells_how_to_name_the_run_from_outside_a_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Run("demo")
+    with pytest.raises(FileNotFoundError, match="set experiments_dir to the full path") as error:
+        require(run.metrics, made_by="04_evaluate_and_export.ipynb", run_name="demo")
+    assert str(run.metrics) in str(error.value)
+
+
 def test_an_atomic_write_replaces_the_whole_file_or_nothing(tmp_path):
     path = tmp_path / "new" / "report.csv"
     with replace_atomically(path) as temporary:

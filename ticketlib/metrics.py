@@ -13,7 +13,6 @@ import pandas as pd
 from sklearn.metrics import (
     accuracy_score,
     brier_score_loss,
-    confusion_matrix,
     f1_score,
     log_loss,
     precision_recall_fscore_support,
@@ -212,33 +211,6 @@ def _score_parts(
         macro_f1 = f1_score(true[here], predicted[here], average="macro", zero_division=0)
         rows.append((part, here.sum(), accuracy, macro_f1))
     return pd.DataFrame(rows, columns=[name, "n", "accuracy", "macro_f1"])
-
-
-def count_confusions(
-    truth: Sequence[str],
-    probabilities: np.ndarray,
-    queues: Sequence[str],
-    *,
-    normalize: bool = False,
-) -> pd.DataFrame:
-    """True queues (rows) against predicted ones (columns).
-
-    Args:
-        truth: True queues, [n].
-        probabilities: [n, q].
-        queues: All queues, in the order of the columns.
-        normalize: Give shares of each true queue's tickets instead of counts.
-
-    Raises:
-        ValueError: If lengths differ, there are no tickets, or a true queue is not in `queues`.
-    """
-    true, predicted = encode_both(truth, probabilities, queues)
-    counts = confusion_matrix(
-        true, predicted, labels=np.arange(len(queues)), normalize="true" if normalize else None
-    )
-    return pd.DataFrame(
-        counts, pd.Index(queues, name="queue"), pd.Index(queues, name="predicted queue")
-    )
 
 
 def top_mistakes(

@@ -199,9 +199,15 @@ def require(path: Path, made_by: str, run_name: str = "") -> Path:
     if path.exists():
         return path
     root = project_root()
-    shown = path.relative_to(root) if path.is_relative_to(root) else path
+    is_project = (root / "notebooks").is_dir()
+    shown = path.relative_to(root) if is_project and path.is_relative_to(root) else path
     with_run = f' with run_name = "{run_name}"' if run_name else ""
-    raise FileNotFoundError(f"{shown} not found. Run {made_by}{with_run} first.")
+    elsewhere = (
+        ""
+        if is_project
+        else " If it has run elsewhere, set experiments_dir to the full path of the folder there."
+    )
+    raise FileNotFoundError(f"{shown} not found. Run {made_by}{with_run} first.{elsewhere}")
 
 
 def read_settings(run: Run) -> dict:
