@@ -142,6 +142,7 @@ def make_recipe(options: SimpleNamespace, meter: Meter):
         tokens = sum(map(len, tickets)) / len(tickets) - 1
         data = {
             "micro_batch_size": 1,
+            "num_workers": 1,
             "global_batch_size": max(1, round(GLOBAL_BATCH * tokens / options.pack_tokens)),
             "packed_sequence_specs": PackedSequenceSpecs(options.pack_tokens),
             "dataset_kwargs": {
@@ -164,9 +165,8 @@ def make_recipe(options: SimpleNamespace, meter: Meter):
         llm.FineTuningDataModule,
         dataset_root=str(options.folder),
         seq_length=SEQ_LENGTH,
-        num_workers=0,
         tokenizer=tokenizer,
-        **data,
+        **{"num_workers": 0} | data,
     )
     recipe.peft.target_modules, recipe.peft.dim, recipe.peft.alpha = targets, rank, 2 * rank
     recipe.optim.lr_scheduler = None
