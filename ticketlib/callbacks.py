@@ -213,7 +213,8 @@ class Progress(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):  # noqa: D102
         loss = trainer.callback_metrics.get("reduced_train_loss", float("nan"))
-        rate = self.bar.format_dict["rate"] or 0.0
+        meter = self.bar.format_dict  # Its rate is None until a line is printed
+        rate = meter["rate"] or (meter["n"] - meter["initial"]) / meter["elapsed"]
         tickets = trainer.datamodule.global_batch_size * self.tickets_per_row * rate
         self.bar.set_postfix_str(f"loss {float(loss):.3f}, {tickets:.1f} tickets/s", refresh=False)
         self.bar.update()

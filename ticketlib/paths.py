@@ -1,12 +1,13 @@
 """Where things are: the project, the inputs, and every file of a run, each named once."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -261,6 +262,21 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     finally:
         for leftover in (temporary, old):
             remove(leftover)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time make a file or folder that several runs share.
+
+    Args:
+        path: To be made; beside it, an empty file keeps the lock.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as file:
+        with suppress(OSError):  # File systems of some clusters have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def require_space(folder: Path, needed: int) -> None:
