@@ -96,7 +96,7 @@ def run_curl(command, folder):
     """It sends the messages of training; a server gets them in test_notebooks.py."""
     body = json.loads(command.split("\n", 1)[1].rsplit("\n", 1)[0])
     queues = sorted(pd.read_csv(ROOT / "data" / "tickets.csv")["queue"].unique())
-    text = ("Invoice", "I was charged twice.")
+    text = ("App", "The app closes by itself as soon as I open the camera.")
     assert body["messages"] == prompts.render_messages(*text, queues=queues)
 
 

@@ -35,7 +35,7 @@ MODELS = {
     "mxfp4": "Tuned model, experts in MXFP4",
 }
 RIVALS = {"majority": "the largest queue", "untuned": "the untuned model", "tfidf": "TF-IDF"}
-EXAMPLE = ("Invoice", "I was charged twice for one order.")
+EXAMPLE = ("App", "The app closes by itself as soon as I open the camera.")
 
 
 def write_card(run: Run, folder: Path, *, base: str | Path = "") -> Path:
