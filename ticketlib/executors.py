@@ -125,7 +125,10 @@ def make_executor(
             env_vars={"PATH": f"{bin_folder}:{os.environ['PATH']}"},
         )
     settings = read_slurm(slurm)
-    shared = [project_root(), run.experiments, Path(recipe.model.config.hf_folder)]
+    project = Path(__file__).parents[1]
+    if not (project / "notebooks").is_dir():  # Installed; so it has to be for the job
+        project = project_root()
+    shared = [project, run.experiments, Path(recipe.model.config.hf_folder)]
     for path in (*shared, run.folder, bin_folder):
         if not PLAIN_PATH.fullmatch(str(path)):
             raise ValueError(
@@ -149,7 +152,7 @@ def make_executor(
         launcher="torchrun",
         job_name_prefix=f"{run.run_name}.",
         # The job starts in the project's folder, so that it finds `ticketlib`
-        packager=nemo_run.GitArchivePackager(symlink_from_remote_dir=str(project_root())),
+        packager=nemo_run.GitArchivePackager(symlink_from_remote_dir=str(project)),
     )
 
 
@@ -250,8 +253,8 @@ def launch(
         if isinstance(executor, nemo_run.SlurmExecutor):
             print(
                 f"Submitted as Slurm job {number}; squeue --job {number} shows it, and its output "
-                f"goes to {folder}. This cell waits for its end. If you cannot wait, stop here, "
-                "and run the notebook again after the job: then it goes on with what follows.",
+                f"goes to {folder}. This cell waits for its end. If you cannot wait, stop the "
+                "kernel, and run the notebook again after the job: it goes on with what follows.",
                 file=console(),
             )
         else:
