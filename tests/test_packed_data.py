@@ -75,7 +75,8 @@ def load_data(case, run, prompt_format, *, packed=True, seed=0):
     if packed:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.cuda, "is_available", lambda: True)
-            training._pack(run, SimpleNamespace(data=config), case.folder, LENGTH)
+            one = SimpleNamespace(devices=1, num_nodes=1)
+            training._pack(run, SimpleNamespace(data=config, trainer=one), case.folder, LENGTH)
         config.num_workers = 0  # Faster for so few rows
     data = fiddle.build(config)
     data.tokenizer = case.wrapped  # As llm.finetune does with the model's
@@ -203,3 +204,16 @@ def test_the_benchmark_counts_tickets_and_tokens_without_padding(tmp_path, case)
         _, validated = read_rows(load_data(case, run, "plain", packed=packed), 1)
         counts = [way.count_batch(batch) for batch in validated]
         assert tuple(map(sum, zip(*counts, strict=True))) == (len(records), tokens)
+
+
+def test_each_gpu_gets_as_many_rows(tmp_path, case, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    run, _ = write_records(tmp_path, ["The screen is black."], "plain")
+    rows = {}
+    for gpus in (1, 2):
+        data = SimpleNamespace(seq_length=100, global_batch_size=8, dataset_kwargs={})
+        trainer = SimpleNamespace(devices=gpus, num_nodes=1)
+        training._pack(run, SimpleNamespace(data=data, trainer=trainer), case.folder, 512)
+        rows[gpus] = data.global_batch_size
+        assert data.packed_sequence_specs.packed_sequence_size % 128 == 0
+    assert rows[1] >= 1 and rows[2] >= 2 and rows[2] % 2 == 0

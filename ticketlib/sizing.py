@@ -235,8 +235,8 @@ def estimate_time(
     tokens_per_step = (global_batch_size or profile.global_batch_size) * tokens_per_ticket
     if (pack := pack_tokens or profile.pack_tokens) > 0:
         shortest = math.ceil(profile.seq_length / BLOCK) * BLOCK
-        rows, row = fill_rows(tokens_per_step, pack, shortest)
-        tokens_per_step = rows * row
+        rows, row = fill_rows(tokens_per_step / profile.devices, pack, shortest)
+        tokens_per_step = profile.devices * rows * row
     a_pass = math.ceil(tickets * tokens_per_ticket / tokens_per_step)
     steps = a_pass if steps == -1 else steps or profile.max_steps
     # With LoRA, backward costs as much as forward: the base's weights have no gradients

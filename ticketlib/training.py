@@ -241,7 +241,9 @@ def _pack(run: Run, recipe: nemo_run.Partial, base: Path, most: int) -> float:
         records = read_jsonl(path)
         counts[path.name] = count_tokens([r["input"] + r["output"] for r in records], tokenizer)
     a_ticket = np.mean(counts[run.training_jsonl.name])
-    rows, tokens = fill_rows(recipe.data.global_batch_size * a_ticket, most, shortest)
+    world = recipe.trainer.devices * recipe.trainer.num_nodes  # Each gets as many rows
+    rows, tokens = fill_rows(recipe.data.global_batch_size * a_ticket / world, most, shortest)
+    rows *= world
     for name, each in counts.items():
         if sum(each) < rows * tokens:
             raise ValueError(
