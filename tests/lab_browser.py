@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+from nbformat import NotebookNode
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[1]
@@ -138,11 +139,18 @@ def open_notebook(page: Page, url: str, name: str) -> Locator:
     return notebook
 
 
-def run_all(page: Page, notebook: Locator, file: Path, minutes: float) -> list[dict]:
-    """Run all cells, save, and give the outputs of all, once no cell is running or waiting."""
+def run_all(
+    page: Page, notebook: Locator, file: Path, *, minutes: float, meanwhile: Callable | None = None
+) -> list[NotebookNode]:
+    """Run all cells and save; give those with code, once none is running or waiting.
+
+    `meanwhile` gets the notebook while it runs.
+    """
     choose(page, "Run", "Run All Cells$")
     last = notebook.locator(".jp-CodeCell .jp-InputArea-prompt").last
     expect(last).to_contain_text(re.compile(r"\[[\d*]+\]"), timeout=MINUTE)
+    if meanwhile:
+        meanwhile(notebook)
     busy = notebook.locator(".jp-CodeCell .jp-InputArea-prompt", has_text="[*]")
     expect(busy).to_have_count(0, timeout=minutes * MINUTE)
     choose(page, "File", "Save Notebook$")
