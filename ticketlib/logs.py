@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from tqdm import tqdm
 
@@ -82,7 +82,7 @@ def show(thing: object, name: str, *, update: bool = False) -> None:
         _reader().publisher.publish(data, metadata, transient={"display_id": name}, update=update)
 
 
-def progress(items: Iterable | None = None, what: str | None = None, **options) -> tqdm:
+def progress(items: Iterable | None = None, what: str | None = None, **options: Any) -> tqdm:
     """Go through items and show the reader how far it is and the time left, also inside `quiet`.
 
     A terminal and a notebook see a line that changes each second, a log file one a minute.
