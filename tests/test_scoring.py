@@ -267,6 +267,16 @@ def test_load_model_says_what_is_missing(tmp_path):
         scoring.load_model(tmp_path / "nowhere")
 
 
+def test_a_full_gpu_is_told_with_what_to_do(model, tokenizer, prompts, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    monkeypatch.setattr(scoring, "_score_batch", fail)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        scoring.score_labels(model, tokenizer, prompts, HARMONY, max_batch_tokens=4096)
+    assert "Halve max_batch_tokens (4096)" in error.value.__notes__[0]
+
+
 @pytest.mark.skipif(not (TINY_BASE / "config.json").is_file(), reason=f"{TINY_BASE} is not there")
 def test_the_shipped_base_model_is_scored_exactly():
     model, tokenizer = scoring.load_model(TINY_BASE, device="cpu")

@@ -126,6 +126,7 @@ def score_labels(
     Raises:
         ValueError: If the model's attention is not eager, there are no answers, an answer or a
             prompt has no tokens, the tokenizer has no end token, or the model returns NaN.
+        torch.OutOfMemoryError: The GPU is full; a note says what to do.
     """
     if model.config._attn_implementation != "eager":
         raise ValueError(
@@ -145,7 +146,15 @@ def score_labels(
     batches = _batch_by_length(lengths, lambda longest, rows: longest * rows <= max_batch_tokens)
     with _grouped_experts(model):
         for rows in logs.progress(batches, "Scoring", delay=5, disable=not progress):
-            scores[rows] = _score_batch(model, [prompt_ids[row] for row in rows], tree)
+            try:
+                scores[rows] = _score_batch(model, [prompt_ids[row] for row in rows], tree)
+            except torch.OutOfMemoryError as error:
+                error.add_note(
+                    f"The GPU is full. Halve max_batch_tokens ({max_batch_tokens}), or end what "
+                    "else uses the GPU (nvidia-smi shows it; Kernel > Shut Down All Kernels ends "
+                    "notebooks)."
+                )
+                raise
     if np.isnan(scores).any():
         raise ValueError(
             f"The model returned NaN for {np.isnan(scores).any(axis=1).sum()} of {len(prompts)} "

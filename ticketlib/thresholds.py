@@ -49,7 +49,7 @@ def choose_threshold(
             is not probabilities that sum to 1 or has no group, or the target or `confidence` is out
             of range.
     """
-    _check_target(target_accuracy, confidence)
+    check_target(target_accuracy, confidence)
     right, _, probability = judge_predictions(truth, probabilities, queues)
     codes, likeness = weigh_groups(right, groups)
     curve = build_curve(right, probability, codes, likeness)
@@ -86,7 +86,7 @@ def choose_queue_thresholds(
     Raises:
         ValueError: As `choose_threshold`.
     """
-    _check_target(target_accuracy, confidence)
+    check_target(target_accuracy, confidence)
     right, predicted, probability = judge_predictions(truth, probabilities, queues)
     codes, likeness = weigh_groups(right, groups)
     curve = build_curve(right, probability, codes, likeness)
@@ -110,7 +110,16 @@ def _choose(curve: pd.DataFrame, target_accuracy: float, confidence: float) -> f
     return float(curve["threshold"][meets].min()) if meets.any() else ROUTE_NOTHING
 
 
-def _check_target(target_accuracy: float, confidence: float) -> None:
+def check_target(target_accuracy: float, confidence: float = 0.95) -> None:
+    """Raise where `choose_threshold` would refuse these, before anything is scored.
+
+    Args:
+        target_accuracy: As for `choose_threshold`.
+        confidence: As for `choose_threshold`.
+
+    Raises:
+        ValueError: One of them is out of range.
+    """
     if not 0 <= target_accuracy <= 1:
         raise ValueError(
             f"target_accuracy is {target_accuracy}. Give a share from 0 to 1, such as 0.9."
