@@ -46,4 +46,4 @@ RUN python -m pip install --no-cache-dir --no-deps -e . \
 # Any user may run it (docker run --user "$(id -u):$(id -g)"); Jupyter, Hugging Face and NeMo write below HOME.
 ENV HOME=/workspace/home
 EXPOSE 8888
-CMD ["jupyter", "lab", "--ip=0.0.0.0", "--port=8888", "--no-browser", "--allow-root", "--notebook-dir=/workspace/tickets"]
+CMD ["jupyter", "lab", "--ip=0.0.0.0", "--port=8888", "--no-browser", "--allow-root", "--LabApp.news_url=None", "--notebook-dir=/workspace/tickets"]

@@ -105,7 +105,7 @@ tutorial: $(INSTALLED) ## Run the four notebooks headless, from the CSV to the e
 	@echo '  exported/           the fine-tuned model, Hugging Face format, *.safetensors'
 
 lab: $(INSTALLED) ## Open the notebooks in JupyterLab
-	$(PY) -m jupyterlab --ServerApp.root_dir='$(CURDIR)' $(LAB_ARGS) notebooks/01_explore_tickets.ipynb
+	$(PY) -m jupyterlab --ServerApp.root_dir='$(CURDIR)' --LabApp.news_url=None $(LAB_ARGS) notebooks/01_explore_tickets.ipynb
 
 # Two processes of one thread each: threads of the tiny models wait for each other more than they work.
 test: $(INSTALLED) ## Run all tests, the notebooks included; PYTEST_ARGS="-m 'not notebook'" leaves those out
