@@ -183,8 +183,17 @@ def test_losses_and_gradients_are_those_of_transformers_and_peft(trained, model,
 def test_import_is_the_same_model_in_both_dtypes(experiments):
     imported = experiments / "models" / "base"
     exact = parity.check_parity(BASE, imported, TEXTS, dtype="float32", tolerance=0.1)
-    assert exact["same_argmax"] == 1
+    assert exact["same_argmax"] == 1 and "Transformer Engine (" in exact["attention"]
     rounded = parity.check_parity(BASE, imported, TEXTS, dtype="bfloat16", tolerance=16)
+    assert rounded["mean_difference"] < 0.2 and rounded["same_argmax"] > 0.95
+
+
+def test_layers_without_transformer_engine_are_the_same_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(gptoss, "config_class", lambda: gptoss.LocalGptOssConfig)
+    import_proved(BASE, tmp_path / "local", torch.float32)
+    exact = parity.check_parity(BASE, tmp_path / "local", TEXTS, dtype="float32", tolerance=0.1)
+    assert exact["same_argmax"] == 1
+    rounded = parity.check_parity(BASE, tmp_path / "local", TEXTS, dtype="bfloat16", tolerance=16)
     assert rounded["mean_difference"] < 0.2 and rounded["same_argmax"] > 0.95
 
 
