@@ -20,6 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import ticketlib
+from ticketlib.checksums import verify_checksums
 from ticketlib.jsonl import write_jsonl
 from ticketlib.paths import Run
 from ticketlib.prompts import FINAL, render_answer
@@ -130,6 +131,23 @@ def test_copyable_cells_of_notebook_4_route_a_ticket(tmp_path, here):
     done = run_script(tmp_path, *copyable_script("04_evaluate_and_export", **here))
     assert done.returncode == 0, done.stderr
     assert re.search(rf"^({'|'.join(queues)}) \d+% person$", done.stdout, re.M)
+
+
+def test_an_import_needs_no_guard_for_main(tmp_path, here):
+    """Megatron-Core starts processes while it saves; they must not begin with the script."""
+    lines = [
+        "import torch",
+        "from nemo.collections import llm",
+        "from ticketlib import gptoss",
+        f"base, dtype = {here['base_model']!r}, torch.float32",
+        "print('the script begins')",
+        "model = gptoss.build_model(base, dtype)",
+        "llm.import_ckpt(model, f'hf://{base}', output_path='imported', dtype=dtype)",
+    ]
+    done = run_script(tmp_path, *lines)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the script begins") == 1
+    verify_checksums(tmp_path / "imported")
 
 
 def public_functions() -> list[tuple[str, ast.FunctionDef]]:
