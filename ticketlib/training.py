@@ -257,7 +257,7 @@ def _pack(run: Run, recipe: nemo_run.Partial, base: Path, most: int) -> float:
     recipe.data.packed_sequence_specs = nemo_run.Config(
         PackedSequenceSpecs, packed_sequence_size=tokens
     )
-    return tokens / a_ticket
+    return float(tokens / a_ticket)  # A recipe is plain data
 
 
 def _for_cpu(recipe: nemo_run.Partial) -> nemo_run.Partial:
