@@ -149,6 +149,7 @@ def trained(tmp_path_factory):
 
 def test_two_processes_train_as_one_does(trained):
     """The same tickets a step: equal at first, then rounding grows through Adam."""
+    assert "error" not in trained.two, trained.two["error"]
     one, two = trained.one["losses"], trained.two["losses"]
     assert two[0] == pytest.approx(one[0], abs=1e-5) and len(two) == len(one) == 8
     assert two == pytest.approx(one, abs=0.1) and one[0] - one[-1] > 0.5
@@ -191,6 +192,12 @@ def test_a_job_trains_from_its_script_and_is_waited_for(trained):
 def test_a_job_that_fails_is_an_error_with_the_place_of_its_log(trained):
     assert "Training ended as FAILED" in trained.failed["error"]
     assert str(trained.folder / "results" / "failed" / "jobs") in trained.failed["error"]
+
+
+def test_a_log_shows_progress_in_few_lines_with_the_speed(trained):
+    lines = [line for line in trained.shown.replace("\r", "\n").splitlines() if "/8 [" in line]
+    assert 1 < len(lines) <= 4 and "8/8 [" in lines[-1]
+    assert "tickets/s" in lines[-1] and " 0.0 tickets/s" not in lines[-1]
 
 
 def test_nothing_is_left_in_the_home_folder(trained):

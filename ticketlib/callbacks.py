@@ -212,6 +212,8 @@ class Progress(Callback):
         )
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):  # noqa: D102
+        if self.bar.disable:
+            return
         loss = trainer.callback_metrics.get("reduced_train_loss", float("nan"))
         meter = self.bar.format_dict  # Its rate is None until a line is printed
         rate = meter["rate"] or (meter["n"] - meter["initial"]) / meter["elapsed"]
