@@ -1,7 +1,7 @@
 """For shells and schedulers: executors, the script of a Slurm job, exit codes, logs, leftovers.
 
-There is no Slurm here. Commands that stand in for it (slurm_standin.py) run at once what sbatch is
-given, so that the job trains from NeMo-Run's own script.
+Slurm itself is not needed. Commands that stand in for it (slurm_standin.py) run at once what
+sbatch is given, so that the job trains from NeMo-Run's own script.
 """
 
 import json
@@ -12,7 +12,6 @@ import sys
 from types import SimpleNamespace
 
 import nbformat
-import nemo_run
 import pytest
 import slurm_standin
 from conftest import ROOT
@@ -21,6 +20,7 @@ from ticketlib import executors
 from ticketlib.paths import Run
 
 SLURM = "account=support partition=gpu time=04:00:00"
+PYTHON = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
 def make_recipe(folder, devices=1, nodes=1, accelerator="cpu"):
@@ -53,6 +53,9 @@ def test_slurm_settings_are_those_of_sbatch(slurm, found):
         ("time=1 acount=me", '"acount", which is unknown. Did you mean "account"'),
         ("time=1 nodes=2", '"nodes", which follows from devices and nodes'),
         ("time=1 gpus-per-node=2", '"gpus_per_node", which follows'),
+        ("time=1 clusters=a", '"clusters", which follows'),
+        ("time", "sets no time"),
+        ("time=1 comment='a", "No closing quotation"),
     ],
 )
 def test_slurm_settings_that_would_fail_late_are_refused(slurm, message):
@@ -123,6 +126,26 @@ def test_jobs_are_not_submitted_without_slurm_or_twice(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="squeue --job 17 shows it"):
         executors.check_slurm(run)
     executors.check_slurm(Run("other", str(tmp_path)))
+    (commands / "sacct").write_text("#!/bin/sh\necho accounting is off >&2; exit 1\n")
+    with pytest.raises(RuntimeError, match="sacct --noheader failed: accounting is off"):
+        executors.check_slurm(Run("other", str(tmp_path)))
+
+
+def test_a_training_of_a_closed_notebook_is_not_joined(tmp_path):
+    run = Run("demo", str(tmp_path))
+    code = "import sys; from ticketlib.executors import training_alone; from pathlib import Path\n"
+    code += "with training_alone(Path(sys.argv[1])): print('trains', flush=True); input()"
+    command = [sys.executable, "-c", code, str(run.training)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as other:
+        while "trains" not in other.stdout.readline():
+            assert other.poll() is None
+        with pytest.raises(RuntimeError, match="Another process trains into"):
+            with executors.training_alone(run.training):
+                pass
+        other.communicate("\n")
+    with executors.training_alone(run.training):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +156,7 @@ def trained(tmp_path_factory):
     environment = {name: os.environ[name] for name in os.environ if not name.startswith("NEMORUN")}
     environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment["PATH"] = f"{slurm_standin.install(folder)}:{os.environ['PATH']}"
+    environment["HF_TOKEN"] = "hf_secret"
     script = ROOT / "tests" / "batch_training.py"
     done = subprocess.run(
         [sys.executable, str(script), str(folder)],
@@ -167,7 +191,9 @@ def test_the_script_of_a_job_asks_for_what_was_said(trained):
     assert " torchrun " in command and "--nnodes 1 --nproc-per-node 1 " in command
     assert str(trained.folder / "results" / "job" / "jobs") in command
     assert f"export PATH={os.path.dirname(sys.executable)}:$PATH" in lines
-    assert "HF_TOKEN" not in script
+    written = [path for path in (trained.folder / "results").rglob("jobs/**/*") if path.is_file()]
+    assert len(written) > 3
+    assert not any(b"hf_secret" in path.read_bytes() for path in written)
 
 
 def test_a_dry_run_submits_nothing_and_a_job_once(trained):
@@ -202,7 +228,6 @@ def test_a_log_shows_progress_in_few_lines_with_the_speed(trained):
 
 def test_nothing_is_left_in_the_home_folder(trained):
     assert not list(trained.home.glob(".nemo*")) and not list(trained.home.glob(".torchx*"))
-    assert str(trained.home) not in nemo_run.config.get_nemorun_home()
 
 
 # From the shell
@@ -228,6 +253,7 @@ def checkout(tmp_path):
         )
         parameters.metadata["tags"] = ["parameters"]
         notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)])
+        notebook.metadata = {"kernelspec": PYTHON, "language_info": {"name": "python"}}
         nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
     return folder
 
@@ -268,6 +294,13 @@ def test_a_failure_ends_the_series_with_a_code_and_names_the_copy(checkout, tmp_
     assert not (results / "report.html").exists()  # That of before would mislead
     failed = nbformat.read(checkout / copy, as_version=4)
     assert failed.metadata.papermill.exception
+
+
+def test_a_misspelled_parameter_is_a_wrong_call(checkout):
+    done = make_tutorial(checkout, "PAPERMILL_ARGS=-p stepps 2")
+    assert done.returncode == 2 and "Did you mean steps?" in done.stderr
+    assert "Stopped in" not in done.stderr  # Nothing was begun
+    assert not list((checkout / "nemo-experiments").rglob("*.ipynb"))
 
 
 @pytest.mark.parametrize("name", ["a/b", "it's"])

@@ -5,7 +5,7 @@ GPUs, and what it writes stays in the run's folder instead of `~/.nemo_run`.
 """
 
 import difflib
-import getpass
+import gc
 import os
 import re
 import shlex
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from unittest import mock
@@ -21,6 +21,7 @@ from unittest import mock
 import fiddle
 import nemo_run
 import torch
+from invoke import UnexpectedExit
 from lightning.pytorch import seed_everything
 from nemo.collections import llm
 from nemo_run.run import experiment as nemo_run_experiment
@@ -30,13 +31,14 @@ from torchx.specs.api import AppState
 
 from ticketlib.cpu import patch_for_cpu
 from ticketlib.logs import console
-from ticketlib.paths import Run, project_root
+from ticketlib.paths import Run, locked, project_root
 
 EXECUTORS = ("local", "slurm")
 TASK = "train"  # NeMo-Run's name for it, in files and in the queue
 # Said by the recipe, or by NeMo-Run
 OURS = {"nodes", "ntasks", "ntasks_per_node", "gpus_per_node", "gpus_per_task", "job_name"} | {
-    *("array", "output", "error", "open_mode", "wrap", "parsable", "wait", "test_only", "help")
+    *("array", "output", "error", "open_mode", "wrap", "parsable", "wait", "test_only", "help"),
+    "clusters",
 }
 LISTS = {"container_mounts", "container_env", "srun_args"}
 SLURM_SETTINGS = {*nemo_run.SlurmExecutor.SBATCH_FLAGS, *LISTS, "container_image"} - OURS
@@ -53,10 +55,15 @@ def read_slurm(slurm: str) -> dict[str, str | bool | list[str]]:
             quotes around spaces, as in a shell. A name alone, such as `exclusive`, is a flag.
 
     Raises:
-        ValueError: A setting is unknown or follows from the recipe, or there is no `time`.
+        ValueError: A setting is unknown or follows from the recipe, a quote is not closed, or there
+            is no `time`.
     """
     settings = {}
-    for word in shlex.split(slurm):
+    try:
+        words = shlex.split(slurm)
+    except ValueError as error:
+        raise ValueError(f"slurm is {slurm!r}: {error}.") from None
+    for word in words:
         name, has_value, value = word.partition("=")
         name = name.lstrip("-").replace("-", "_")
         if name in OURS:
@@ -72,7 +79,7 @@ def read_slurm(slurm: str) -> dict[str, str | bool | list[str]]:
                 f"sbatch, and {', '.join(sorted({*LISTS, 'container_image'}))}."
             )
         settings[name] = value.split(",") if name in LISTS else value if has_value else True
-    if "time" not in settings:
+    if settings.get("time") in (None, True, ""):
         raise ValueError(
             f'slurm is "{slurm}" and sets no time, after which Slurm ends the job. Add one, such '
             "as time=04:00:00."
@@ -122,7 +129,8 @@ def make_executor(
         return nemo_run.LocalExecutor(
             ntasks_per_node=trainer.devices,
             launcher="torchrun",
-            env_vars={"PATH": f"{bin_folder}:{os.environ['PATH']}"},
+            # Within a job that Slurm started again, this is not that job
+            env_vars={"PATH": f"{bin_folder}:{os.environ['PATH']}", "SLURM_RESTART_COUNT": "0"},
         )
     settings = read_slurm(slurm)
     project = Path(__file__).parents[1]
@@ -164,7 +172,8 @@ def finetune(*, seed: int, **arguments: object) -> None:
         **arguments: Of `llm.finetune`.
 
     Raises:
-        RuntimeError: Slurm has started the job anew, after a node had failed.
+        RuntimeError: Slurm has started the job anew, after a node had failed; or another process
+            trains into the same folder.
     """
     if int(os.environ.get("SLURM_RESTART_COUNT") or 0):
         raise RuntimeError(
@@ -173,7 +182,26 @@ def finetune(*, seed: int, **arguments: object) -> None:
         )
     patch_for_cpu()
     seed_everything(seed)
-    llm.finetune(**arguments)
+    logger = arguments["log"]
+    is_first = os.environ.get("RANK", "0") == "0"
+    with training_alone(Path(logger.log_dir) / logger.name) if is_first else nullcontext():
+        llm.finetune(**arguments)
+
+
+def training_alone(folder: Path) -> AbstractContextManager[None]:
+    """Keep other processes from training into a folder; that of a kernel that is gone may go on.
+
+    Args:
+        folder: `Run.training`.
+
+    Raises:
+        RuntimeError: Another process trains into it.
+    """
+    return locked(
+        folder,
+        busy=f"Another process trains into {folder}, perhaps of a notebook that was closed. Wait "
+        "for its end, or end it (top shows it), and run this again.",
+    )
 
 
 def sbatch_script(run: Run, recipe: nemo_run.Partial, *, slurm: str) -> str:
@@ -203,7 +231,7 @@ def check_slurm(run: Run) -> None:
 
     Raises:
         FileNotFoundError: Slurm's commands are not on this machine.
-        RuntimeError: A job of this run waits or runs, or the queue could not be read.
+        RuntimeError: A job of this run waits or runs, or Slurm does not tell of its jobs.
     """
     missing = [name for name in ("sbatch", "squeue", "sacct") if not shutil.which(name)]
     if missing:
@@ -211,18 +239,23 @@ def check_slurm(run: Run) -> None:
             f"{', '.join(missing)} not found: no Slurm job can be submitted from here. Run this "
             'notebook on a machine of the cluster, or set executor = "local".'
         )
-    command = ["squeue", "--noheader", "--format=%i", f"--user={getpass.getuser()}"]
-    queue = subprocess.run(command, capture_output=True, text=True)
-    if queue.returncode:
-        raise RuntimeError(f"{shlex.join(command)} failed: {queue.stderr.strip()}")
+    queue = _ask("squeue", "--noheader", "--format=%i", "--me")
+    _ask("sacct", "--noheader")  # NeMo-Run cancels a job whose state it cannot see there
     with _home(run):
-        jobs = slurm_scheduler._get_job_dirs().keys() & set(queue.stdout.split())
+        jobs = slurm_scheduler._get_job_dirs().keys() & set(queue.split())
     if jobs:
         job = max(jobs)
         raise RuntimeError(
             f"Slurm job {job} trains {run.run_name} or waits to. Run this notebook again when it "
             f"has ended (squeue --job {job} shows it), or end it with scancel {job}."
         )
+
+
+def _ask(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
+    return done.stdout
 
 
 def launch(
@@ -245,8 +278,13 @@ def launch(
     Raises:
         RuntimeError: It did not succeed, with the place of the logs.
     """
+    gc.collect()
+    torch.cuda.empty_cache()  # The other processes need what this one keeps for reuse
     with _experiment(run, recipe, executor, seed=seed) as experiment:
-        experiment.run()
+        try:
+            experiment.run()
+        except UnexpectedExit as error:
+            raise RuntimeError(f"Slurm took no job: {error.result.stderr.strip()}") from error
         job = experiment.jobs[0]
         folder = Path(job.executor.job_dir)
         number = job.handle.rpartition("/")[2]
@@ -259,6 +297,11 @@ def launch(
             )
         else:
             print(f"Trains in {executor.ntasks_per_node} processes; see {run.log}", file=console())
+    if job.state == AppState.UNKNOWN:
+        raise RuntimeError(
+            f"Slurm does not tell the state of job {number}; squeue --job {number} shows whether "
+            "it still runs. When it has ended, run this notebook again."
+        )
     if job.state != AppState.SUCCEEDED:
         raise RuntimeError(
             f"Training ended as {job.state.name} ({job.handle}). Look for the reason in {folder} "

@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -265,17 +265,25 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time make a file or folder that several runs share.
+def locked(path: Path, busy: str = "") -> Iterator[None]:
+    """Let one process at a time make a file or folder.
 
     Args:
         path: To be made; beside it, an empty file keeps the lock.
+        busy: What to say where another process is at it; empty waits for it.
+
+    Raises:
+        RuntimeError: Another process is at it, and there is something to say.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "w") as file:
-        with suppress(OSError):  # File systems of some clusters have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise RuntimeError(busy) from None
+        except OSError:  # File systems of some clusters have no locks
+            pass
         yield
 
 

@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,7 @@ def make_recipe(
     seq_length: int = 0,
     pack_tokens: int = 0,
     devices: int = 0,
-    nodes: int = 1,
+    nodes: int = 0,
     seed: int = 0,
 ) -> nemo_run.Partial:
     """Give `llm.gpt_oss_20b.finetune_recipe`, filled in for a run; edit it as you like.
@@ -80,7 +81,7 @@ def make_recipe(
         pack_tokens: Most tokens a forward pass, in one row of several tickets without padding
             between them; -1 for a row a ticket, padded. Packing needs a GPU.
         devices: GPUs of each machine, or CPU processes.
-        nodes: Machines; several train in a Slurm job only.
+        nodes: Machines, 0 for one; several train in a Slurm job only.
         seed: Orders packed rows. Where rows are not packed, NeMo 2.7 takes the same order of
             tickets whatever it is.
 
@@ -108,12 +109,14 @@ def make_recipe(
         **{"max_steps": max_steps, "val_check_interval": val_check_interval, "patience": patience},
         **{"learning_rate": learning_rate, "lora_rank": lora_rank, "seq_length": seq_length},
         **{"micro_batch_size": micro_batch_size, "global_batch_size": global_batch_size},
-        **{"devices": devices},
+        **{"devices": devices, "nodes": nodes},
+        "pack_tokens": 0 if pack_tokens == -1 else pack_tokens,
     }
     if negative := [f"{name} is {number}" for name, number in numbers.items() if number < 0]:
         raise ValueError(f"{', '.join(negative)}; 0 or more are accepted.")
     micro = micro_batch_size or profile.micro_batch_size
     batch = global_batch_size or profile.global_batch_size
+    nodes = nodes or 1
     world = (devices or profile.devices) * nodes
     if batch % (micro * world) or world % profile.expert_parallel:
         raise ValueError(
@@ -307,8 +310,8 @@ def run_recipe(
         ValueError: A setting differs from that of the training to go on with, a checkpoint is
             damaged, or there is no such executor or setting of it. Nothing was touched.
         FileNotFoundError: Slurm's commands are not here. Nothing was touched.
-        RuntimeError: The other processes or the job did not succeed; or a job of this run is still
-            in the queue, and nothing was touched.
+        RuntimeError: The other processes or the job did not succeed; or another process or a job
+            trains this run or waits to, and nothing was touched.
         PermissionError: The run's folder is read-only.
         OSError: A checkpoint could not be written. The earlier ones are as they were.
     """
@@ -323,7 +326,8 @@ def run_recipe(
     if last and last.finished:
         print(f"Training ended at step {last.step} already and is not repeated.", file=console())
     else:
-        if executor == "slurm":
+        has_jobs = (run.jobs / ".slurm_jobs").exists() and shutil.which("squeue")
+        if executor == "slurm" or has_jobs:
             executors.check_slurm(run)
         _train(run, recipe, settings, last, place)
     with replace_atomically(run.history) as file:
@@ -339,22 +343,23 @@ def _train(
     place: nemo_run.Executor | None,
 ) -> None:
     """Start NeMo with a copy of the recipe that logs to a new attempt and goes on from `last`."""
-    if last is None:
-        _remove_training(run)
-        run_settings.save_settings(run, settings, recipe)
-    attempt = f"attempt-{len(list_attempts(run)) + 1}"
-    recipe = copy.deepcopy(recipe)
-    for logger in recipe.log.extra_loggers:
-        if fiddle.get_callable(logger) is CSVLogger:
-            logger.version = attempt
-    if last:
-        callbacks.continue_from(recipe, last)
-        print(f"Continues at step {last.step} of {last.max_steps}.", file=console())
-    if place is None:
-        seed_everything(settings["seed"])
-        gptoss.start_afresh()
-        nemo_run.run(recipe, direct=True)
-    else:
+    with executors.training_alone(run.training):
+        if last is None:
+            _remove_training(run)
+            run_settings.save_settings(run, settings, recipe)
+        attempt = f"attempt-{len(list_attempts(run)) + 1}"
+        recipe = copy.deepcopy(recipe)
+        for logger in recipe.log.extra_loggers:
+            if fiddle.get_callable(logger) is CSVLogger:
+                logger.version = attempt
+        if last:
+            callbacks.continue_from(recipe, last)
+            print(f"Continues at step {last.step} of {last.max_steps}.", file=console())
+        if place is None:
+            seed_everything(settings["seed"])
+            gptoss.start_afresh()
+            nemo_run.run(recipe, direct=True)
+    if place is not None:
         executors.launch(run, recipe, place, seed=settings["seed"])
 
 
