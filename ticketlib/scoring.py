@@ -8,6 +8,7 @@ Answers cut where they first differ would save a tenth to a quarter of the time
 (benchmarks/score_labels.py) and give no exact probabilities, so there is no such short cut.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -163,6 +164,23 @@ def score_labels(
     return scores
 
 
+@functools.cache
+def can_group(dtype: torch.dtype, device: torch.device) -> bool:
+    """Tell whether this torch has `grouped_mm` for a dtype on a device; none has it for float64.
+
+    Args:
+        dtype: Of rows and weights.
+        device: Where they are.
+    """
+    ones = torch.ones(16, 16, dtype=dtype, device=device)
+    ends = torch.tensor([16], dtype=torch.int32, device=device)
+    try:
+        grouped_mm(ones, ones[None], offs=ends)
+    except RuntimeError:
+        return False
+    return True
+
+
 @contextmanager
 def _grouped_experts(model: PreTrainedModel) -> Iterator[None]:
     """Multiply each token with the experts that it is routed to, all experts in one product.
@@ -171,7 +189,7 @@ def _grouped_experts(model: PreTrainedModel) -> Iterator[None]:
     generation; scoring has thousands. transformers 5 groups them too, but NeMo holds it at 4.57.
     The two differ by rounding.
     """
-    if model.dtype == torch.float64:  # Which grouped_mm does not take
+    if not can_group(model.dtype, model.device):
         yield
         return
     with mock.patch.object(GptOssExperts, "forward", _apply_grouped):

@@ -19,13 +19,17 @@ from megatron.core.transformer.moe.experts import TEGroupedMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.collections.llm.gpt.model.base import default_layer_spec
-from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+from torch.nn.attention import flex_attention
 from transformer_engine.pytorch.attention.dot_product_attention import _attention_backends
 
 from ticketlib.packs import Pack
-from ticketlib.scoring import grouped_mm
+from ticketlib.scoring import can_group, grouped_mm
 
-_attend = torch.compile(flex_attention, dynamic=False)
+_attend = torch.compile(flex_attention.flex_attention, dynamic=False)
+if hasattr(flex_attention, "AuxRequest"):
+    WITH_LSE = {"return_aux": flex_attention.AuxRequest(lse=True)}
+else:  # Before torch 2.9
+    WITH_LSE = {"return_lse": True}
 
 
 class PackedAttention(TEDotProductAttention):
@@ -44,10 +48,11 @@ class PackedAttention(TEDotProductAttention):
             value,
             block_mask=self.pack.masks[self.window],
             enable_gqa=True,
-            return_aux=AuxRequest(lse=True),
+            **WITH_LSE,
         )
         sink = self.softmax_offset.float().view(1, -1, 1)
-        out = out * torch.sigmoid(aux.lse - sink).unsqueeze(-1).to(out.dtype)
+        lse = getattr(aux, "lse", aux)
+        out = out * torch.sigmoid(lse - sink).unsqueeze(-1).to(out.dtype)
         return out.permute(2, 0, 1, 3).flatten(2)
 
     @property
@@ -98,7 +103,8 @@ class _OneProduct:
             rows: [rows, in], by expert.
             counts: Rows of each expert, on the CPU.
         """
-        if self.weight0.requires_grad or self.weight0.dtype != rows.dtype:
+        same = self.weight0.dtype == rows.dtype and can_group(rows.dtype, rows.device)
+        if self.weight0.requires_grad or not same:
             return super().forward(rows, counts.tolist())
         ends = counts.cumsum(0, dtype=torch.int32).to(rows.device, non_blocking=True)
         return grouped_mm(rows, self._stack("weight").mT, offs=ends), self._stack("bias")
@@ -122,7 +128,7 @@ class RowExperts(_OneProduct, TERowParallelGroupedLinear):
     """Experts' second layers."""
 
 
-@torch.compile(dynamic=False)
+@torch.compile
 def _gate(rows, biases, experts, shares, clamp: float, offset: float):
     """Clamp, gate (quick GELU, arXiv:1606.08415) and weight: [rows, 2 x out] -> [rows, out]."""
     if biases is not None:
@@ -132,7 +138,7 @@ def _gate(rows, biases, experts, shares, clamp: float, offset: float):
     return (gate * torch.sigmoid(1.702 * gate) * (up + offset) * shares).to(rows.dtype)
 
 
-@torch.compile(dynamic=False)
+@torch.compile
 def _add_bias(rows, biases, experts, shares):
     return (rows + biases[experts] * shares).to(rows.dtype)
 
