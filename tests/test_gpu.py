@@ -192,7 +192,7 @@ def test_layers_without_transformer_engine_are_the_same_model(tmp_path, monkeypa
     monkeypatch.setattr(gptoss, "config_class", lambda: gptoss.LocalGptOssConfig)
     import_proved(BASE, tmp_path / "local", torch.float32)
     exact = parity.check_parity(BASE, tmp_path / "local", TEXTS, dtype="float32", tolerance=0.1)
-    assert exact["same_argmax"] == 1
+    assert exact["same_argmax"] == 1 and exact["attention"] == "Megatron-Core"
     rounded = parity.check_parity(BASE, tmp_path / "local", TEXTS, dtype="bfloat16", tolerance=16)
     assert rounded["mean_difference"] < 0.2 and rounded["same_argmax"] > 0.95
 

@@ -108,7 +108,7 @@ def check_parity(
 
 
 def _name_attention(model: torch.nn.Module) -> dict[str, str]:
-    if not torch.cuda.is_available():
+    if not model.config.moe_grouped_gemm:  # `gptoss.LocalGptOssConfig`
         return {"attention": "Megatron-Core"}
     from ticketlib.te_layers import name_attention  # Needs Transformer Engine
 
