@@ -94,7 +94,13 @@ def progress(items: Iterable | None = None, what: str | None = None, **options: 
     """
     seconds = 1 if can_show() or console().isatty() else 60
     return tqdm(
-        items, what, file=console(), mininterval=seconds, maxinterval=max(10, seconds), **options
+        items,
+        what,
+        file=console(),
+        mininterval=seconds,
+        maxinterval=max(10, seconds),
+        position=0,  # Also after a bar that an error left open
+        **options,
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pandas as pd
 
@@ -69,10 +70,11 @@ def compare_runs(runs: Sequence[Run]) -> pd.DataFrame:
 def _failed_since(run: Run) -> str:
     """Names the executed notebooks that failed, as papermill notes, since the run's evaluation."""
     evaluated = run.metrics.stat().st_mtime if run.metrics.exists() else 0
-    names = [
-        f"{path.name} failed"
-        for path in sorted(run.notebooks.glob("*.ipynb"))
-        if path.stat().st_mtime > evaluated
-        and json.loads(path.read_text("utf-8"))["metadata"].get("papermill", {}).get("exception")
-    ]
+    names = []
+    for path in sorted(run.notebooks.glob("*.ipynb")):
+        if path.stat().st_mtime > evaluated:
+            with suppress(json.JSONDecodeError):  # Papermill is writing it
+                metadata = json.loads(path.read_text("utf-8"))["metadata"]
+                if metadata.get("papermill", {}).get("exception"):
+                    names.append(f"{path.name} failed")
     return ", ".join(names)
