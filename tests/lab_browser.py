@@ -10,14 +10,15 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
+from nbformat.reader import NotJSONError
 from playwright.sync_api import Locator, Page, expect, sync_playwright
+from servers import wait_until_up
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = (
@@ -82,27 +83,15 @@ def serve_lab(project: Path, home: Path) -> Iterator[str]:
         ) as process,
     ):
         try:
-            _wait(process, f"http://127.0.0.1:{port}/api?token={token}", log)
+            wait_until_up(process, f"http://127.0.0.1:{port}/api?token={token}", log)
             yield f"http://127.0.0.1:{port}/lab?token={token}"
         finally:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 try:
-                    os.killpg(process.pid, number)  # make, the server and the kernels
+                    os.killpg(process.pid, number)  # make and the server, which ends its kernels
                     process.wait(timeout=20)
                 except (ProcessLookupError, subprocess.TimeoutExpired):
                     pass
-
-
-def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(url, timeout=1):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError(f"make lab did not start JupyterLab:\n{log.read_text()[-3000:]}")
 
 
 @contextmanager
@@ -154,9 +143,11 @@ def run_all(
     busy = notebook.locator(".jp-CodeCell .jp-InputArea-prompt", has_text="[*]")
     expect(busy).to_have_count(0, timeout=minutes * MINUTE)
     choose(page, "File", "Save Notebook$")
+    cells = []
     for _ in range(100):
-        cells = [c for c in nbformat.read(file, 4).cells if c.cell_type == "code"]
-        if all(cell.execution_count for cell in cells):
+        with suppress(NotJSONError):  # It is being written
+            cells = [c for c in nbformat.read(file, 4).cells if c.cell_type == "code"]
+        if cells and all(cell.execution_count for cell in cells):
             break
         time.sleep(0.1)
     return cells

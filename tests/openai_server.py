@@ -5,13 +5,12 @@ import os
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import openai
+from servers import wait_until_up
 
 from ticketlib.paths import replace_atomically
 
@@ -60,7 +59,7 @@ def serve(folder: Path, packages: Path, **chat_template_kwargs) -> Iterator[open
         subprocess.Popen(command, env=environment, stdout=output, stderr=output) as process,
     ):
         try:
-            _wait(process, f"http://127.0.0.1:{port}/health", log)
+            wait_until_up(process, f"http://127.0.0.1:{port}/health", log)
             yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-", max_retries=0)
         finally:
             process.terminate()
@@ -69,15 +68,3 @@ def serve(folder: Path, packages: Path, **chat_template_kwargs) -> Iterator[open
             except subprocess.TimeoutExpired:
                 process.kill()
     log.unlink()
-
-
-def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(url, timeout=1):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError(f"The server did not start:\n{log.read_text()[-3000:]}")

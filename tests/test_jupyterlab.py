@@ -28,13 +28,6 @@ def project(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = Path(os.environ.get("LAB_PICTURES") or tmp_path_factory.mktemp("pictures"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def url(project, tmp_path_factory):
     with lab.serve_lab(project, tmp_path_factory.mktemp("home")) as url:
         yield url
@@ -47,30 +40,32 @@ def page(url):
 
 
 @pytest.fixture
-def opened(request, project, page, url, pictures):
+def opened(request, project, page, url):
     """A notebook that was run; nothing in it may fail, warn or stay unrun."""
     name, *meanwhile = request.param
     notebook = lab.open_notebook(page, url, name)
     file = project / "notebooks" / f"{name}.ipynb"
-    cells = lab.run_all(
-        page, notebook, file, minutes=10, meanwhile=meanwhile[0] if meanwhile else None
-    )
-    for cell in cells:
-        for output in cell.outputs:
-            assert output.output_type != "error", "\n".join(output.traceback)
-            assert output.get("name") != "stderr", output.text
-    assert all(cell.execution_count for cell in cells)
-    yield notebook
-    lab.take_pictures(page, pictures, name)
-    lab.shut_down_kernels(page)
+    try:
+        cells = lab.run_all(
+            page, notebook, file, minutes=10, meanwhile=meanwhile[0] if meanwhile else None
+        )
+        for cell in cells:
+            for output in cell.outputs:
+                assert output.output_type != "error", "\n".join(output.traceback)
+                assert output.get("name") != "stderr", output.text
+        assert cells and all(cell.execution_count for cell in cells)
+        yield notebook
+        if folder := os.environ.get("LAB_PICTURES"):
+            lab.take_pictures(page, Path(folder), name)
+    finally:
+        lab.shut_down_kernels(page)
 
 
 def see_the_plot_grow(notebook):
     cell = notebook.locator(".jp-CodeCell", has_text="run_recipe")
     plot = cell.locator(".jp-OutputArea-output img")
     plot.wait_for(timeout=5 * lab.MINUTE)
-    for _ in range(3):
-        lab.expect(plot).not_to_have_attribute("src", plot.get_attribute("src"), timeout=lab.MINUTE)
+    lab.expect(plot).not_to_have_attribute("src", plot.get_attribute("src"), timeout=lab.MINUTE)
     lab.expect(cell).to_contain_text(re.compile(r"\d+/\d+ \[\d\d:\d\d<\d\d:\d\d"))  # Gone and left
 
 
