@@ -48,7 +48,9 @@ help: ## Show this list
 	@echo 'Settings, as in make tutorial RUN_NAME=first TICKETS=tickets.csv:'
 	@echo '  PROFILE=$(PROFILE)  TICKETS=$(TICKETS)  RUN_NAME=$(RUN_NAME)  EXPERIMENTS=$(EXPERIMENTS)'
 	@echo '  VENV=$(VENV) (VENV= uses the python on PATH)  PYTHON=$(PYTHON)'
-	@echo '  PAPERMILL_ARGS=  PYTEST_ARGS=  LAB_ARGS=  PIP_ARGS='
+	@echo '  PYTEST_ARGS=  LAB_ARGS=  PIP_ARGS='
+	@echo "  PAPERMILL_ARGS='-p lora_rank 4' sets any parameter of the notebooks. To list them:"
+	@echo '    $(if $(strip $(VENV)),$(VENV)/bin/)papermill --help-notebook notebooks/03_train_lora.ipynb'
 
 install: $(INSTALLED) ## Make the virtual environment; the other targets do this when needed
 
@@ -62,7 +64,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi
 	@for python in '$(PYTHON)' python3.11 python3.12; do \
 		if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then \
-			echo "Making $(VENV) with $$python, $$("$$python" --version). This takes about 3 minutes and 3 GB."; \
+			echo "Making $(VENV) with $$python, $$("$$python" --version). This takes about 3 minutes and 3 to 8 GB."; \
 			rm -rf '$(VENV)' && mkdir -p '$(VENV)' && touch '$(MADE_BY_US)' && exec "$$python" -m venv '$(VENV)'; \
 			exit 1; \
 		fi; \
@@ -77,6 +79,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch '$@'
 endif
 
+# A parameter goes to the notebooks that have it; one that none has is a wrong call, exit code 2.
 # Where nobody looks at a terminal, papermill logs what the cells print, and progress is a line a minute.
 tutorial: $(INSTALLED) ## Run the four notebooks headless, from the CSV to the exported model
 	$(if $(findstring /,$(RUN_NAME)),$(error RUN_NAME=$(RUN_NAME): give the name of one folder))
@@ -84,14 +87,13 @@ tutorial: $(INSTALLED) ## Run the four notebooks headless, from the CSV to the e
 	@mkdir -p '$(RESULTS)/notebooks' && rm -f '$(RESULTS)/report.html'
 	@[ -t 2 ] || { log=--log-output; export TICKETLIB_BATCH=1; }; \
 	for notebook in $(NOTEBOOKS); do \
-		case $$notebook in 01_*|02_*) tickets=1;; *) tickets=;; esac; \
 		echo "== $$notebook, $$(date '+%Y-%m-%d %H:%M:%S')"; \
-		$(PY) -m papermill "notebooks/$$notebook.ipynb" '$(RESULTS)/notebooks/'"$$notebook.ipynb" \
+		$(PY) -m ticketlib.parameters "notebooks/$$notebook.ipynb" '$(RESULTS)/notebooks/'"$$notebook.ipynb" \
 			--kernel python3 --language python -r run_name '$(RUN_NAME)' -r profile '$(PROFILE)' \
-			-r experiments_dir '$(EXPERIMENTS)' $${tickets:+-r tickets_csv '$(TICKETS)'} \
+			-r experiments_dir '$(EXPERIMENTS)' -r tickets_csv '$(TICKETS)' \
 			$$log $(PAPERMILL_ARGS) || { status=$$?; \
-				echo "Stopped in $$notebook, $$(date '+%Y-%m-%d %H:%M:%S'), exit code $$status. As far as it got:" \
-					"$(RESULTS)/notebooks/$$notebook.ipynb. There is no report.html." >&2; \
+				[ $$status = 2 ] || echo "Stopped in $$notebook, $$(date '+%Y-%m-%d %H:%M:%S'), exit code" \
+					"$$status. As far as it got: $(RESULTS)/notebooks/$$notebook.ipynb. There is no report.html." >&2; \
 				exit $$status; }; \
 	done
 	@$(PY) -m ticketlib.publish '$(RESULTS)/notebooks/04_evaluate_and_export.ipynb' '$(RESULTS)/report.html'
