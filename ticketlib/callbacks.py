@@ -203,7 +203,7 @@ class Progress(Callback):
         count = trained.total()
         self._draw(trainer, update=False)  # First, so that the line below it stays one
         if is_global_rank_zero():
-            print(f"Trained: {parts}; {count:,} of {total:,} parameters.", file=console())
+            print(f"To be trained: {parts}; {count:,} of {total:,} parameters.", file=console())
         self.bar = progress(
             total=trainer.max_steps,
             initial=trainer.global_step,
