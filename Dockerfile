@@ -39,6 +39,9 @@ EOF
 # PIP_CONSTRAINT: the container's own constraints would hold NeMo and others at its versions.
 RUN PIP_CONSTRAINT= python -m pip install --no-cache-dir -c /opt/constraints.txt -r /opt/pins.txt
 
+# What training on a GPU takes from the container's torch; better missed here than there.
+RUN python -c "from torch.nn.attention.flex_attention import BlockMask, flex_attention; from torch import _grouped_mm"
+
 COPY . .
 RUN python -m pip install --no-cache-dir --no-deps -e . \
     && mkdir -p /workspace/home && chmod -R a+rwX /workspace/tickets /workspace/home

@@ -55,7 +55,7 @@ def _draw_results(figures: dict, predictions: pd.DataFrame) -> list[Axes]:
 
 def _draw_reading(predictions: pd.DataFrame) -> list[Axes]:
     """Whether probabilities hold, and which queues are mixed up."""
-    _, axes = plt.subplots(1, 2, figsize=(11, 5), width_ratios=[4, 6], layout="constrained")
+    _, axes = plt.subplots(1, 2, figsize=(11, 5), width_ratios=[5, 6], layout="constrained")
     names = {"tuned": "as trained", "calibrated": "after temperature scaling"}
     tables = {
         name: calibration.reliability_table(*_read_model(predictions, model))
@@ -65,6 +65,9 @@ def _draw_reading(predictions: pd.DataFrame) -> list[Axes]:
     rows = predictions.query("model == 'tuned'")
     queues = sorted(rows["queue"].unique())
     plots.confusion_matrix(rows["queue"], rows["predicted"], queues, normalize=True, ax=axes[1])
+    axes[1].set_ylabel("")  # It would stand between the two
+    axes[1].set_title("Rows are true queues, columns predicted ones", fontsize="medium", loc="left")
+    axes[1].set_xlabel("")
     return list(axes)
 
 

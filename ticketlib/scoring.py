@@ -30,6 +30,8 @@ try:
 except ImportError:  # Before torch 2.10
     grouped_mm = torch._grouped_mm
 
+__all__ = ["load_model", "score_labels", "label_probabilities", "generate_answers"]
+
 
 def load_model(
     folder: str | Path, *, device: str = "", dtype: str = ""

@@ -33,6 +33,8 @@ from ticketlib.rendering import count_tokens
 from ticketlib.resume import find_checkpoint
 from ticketlib.run_settings import describe_recipe
 
+__all__ = ["make_recipe", "run_recipe", "find_checkpoint", "read_history", "LORA_TARGETS"]
+
 LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 # NeMo joins the two fields of a record with this; "plain" answers start with a space, which NeMo
 # strips.
