@@ -214,7 +214,7 @@ def test_the_verdict_says_that_the_model_is_beaten():
     result = compare(*make_counts(both=140, only_a=10, only_b=50, neither=40))
     verdict = comparison.state_verdict(result, **NAMES)
     assert verdict.startswith("The tuned model is beaten by TF-IDF: 62.5 % of 240 test tickets")
-    assert "against 79.2 %. The difference of -16.7 points is more than chance" in verdict
+    assert "against 79.2 %. The difference of −16.7 points is more than chance" in verdict
 
 
 def test_the_verdict_says_that_they_cannot_be_told_apart_and_what_it_would_take():
@@ -223,7 +223,7 @@ def test_the_verdict_says_that_they_cannot_be_told_apart_and_what_it_would_take(
     verdict = comparison.state_verdict(result, **NAMES)
     assert verdict.startswith(
         "The tuned model and TF-IDF cannot be told apart: 70.8 % of 240 test tickets go to the "
-        "right queue, against 68.8 %, a difference of +2.1 points (95 % interval -"
+        "right queue, against 68.8 %, a difference of +2.1 points (95 % interval −"
     )
     needed = result["tickets_needed"]
     assert needed > 10 * 240
@@ -262,8 +262,21 @@ def test_the_verdict_names_a_macro_f1_that_says_something_else():
     assert result["macro_f1_difference_high"] < 0
     verdict = comparison.state_verdict(result, **NAMES)
     assert "The tuned model beats TF-IDF" in verdict
-    assert "In macro-F1, where each queue counts alike, the difference of -" in verdict
-    assert verdict.endswith(").") and "points is more than chance" in verdict.split("macro-F1")[1]
+    by, low, high = (100 * -result[f"macro_f1_difference{end}"] for end in ("", "_high", "_low"))
+    interval = f"(95 % interval {low:.1f} to {high:.1f}), more than chance."
+    assert verdict.endswith(
+        f" In macro-F1, where each queue counts alike, TF-IDF is better, by {by:.1f} points "
+        + interval
+    )
+    swapped = comparison.state_verdict(compare(truth, *np.eye(5)[[b, a]]), **NAMES)
+    assert "The tuned model is beaten by TF-IDF" in swapped and swapped.endswith(
+        " The tuned model is better in macro-F1, where each queue counts alike, "
+        f"by {by:.1f} points " + interval
+    )
+    within = result | {"macro_f1_difference": -0.001, "macro_f1_difference_high": 0.004}
+    assert "counts alike, the difference of −0.1 points is within chance (95 % interval −" in (
+        comparison.state_verdict(within, **NAMES)
+    )
 
 
 def test_bad_input_is_named():

@@ -233,7 +233,7 @@ def test_the_statement_says_what_is_routed_and_whether_the_target_is_reached():
         return handoff.state_handoff(summary, threshold=threshold, target_accuracy=target)
 
     reached = state(0.8, 0.9)
-    assert "threshold of 0.80, 50 % of the test tickets" in reached and "(50 of 100)" in reached
+    assert "threshold of 0.80, 50.0 % of the test tickets" in reached and "(50 of 100)" in reached
     assert (
         "90.0 % of these go to the right queue" in reached
         and "target of 90 % is reached" in reached

@@ -87,3 +87,8 @@ def test_intervals_hold_the_true_accuracy_about_as_often_as_they_say():
             held[name] += low <= accuracy <= high
     assert 0.9 <= held["grouped"] / 200 <= 0.98
     assert held["single"] / 200 < 0.8, "the same, with wordings taken as independent tickets"
+
+
+def test_shares_are_shown_in_percent():
+    assert intervals.format_share(0.0875) == "8.8 %"
+    assert intervals.format_share(0.7625, 0.6951, 1) == "76.2 % (69.5 – 100.0)"

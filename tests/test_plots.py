@@ -165,7 +165,7 @@ def test_long_queue_names_fit_a_confusion_matrix():
 
 def test_score_comparison_shows_value_and_interval():
     ax = plots.score_comparison(SUMMARIES)
-    assert texts(ax) == ["0.300", "0.700", "0.800"]
+    assert texts(ax) == ["30.0 %", "70.0 %", "80.0 %"]
     np.testing.assert_allclose(ax.get_lines()[0].get_xdata(), [0.2, 0.35])
     assert ax.yaxis_inverted(), "the first model is on top"
     with pytest.raises(ValueError, match='"log_loss" has no interval .* Use one of accuracy'):
@@ -183,7 +183,7 @@ def test_runs_are_compared_by_a_model_and_a_metric():
     )
     ax = plots.run_comparison(table, metric="macro_f1")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["rank4", "rank8"]
-    assert texts(ax) == ["0.500", "0.600"] and "Macro-F1" in ax.get_xlabel()
+    assert texts(ax) == ["50.0 %", "60.0 %"] and "Macro-F1" in ax.get_xlabel()
     with pytest.raises(ValueError, match='metric = "accuracy" has no interval'):
         plots.run_comparison(table)
 
@@ -205,8 +205,8 @@ def test_handoff_curve_shows_curves_target_and_choice():
     lines = {line.get_label(): line for line in ax.get_lines()}
     for name, curve in CURVES.items():
         np.testing.assert_allclose(lines[name].get_xydata(), curve[["share", "accuracy"]])
-    assert lines["Target: 90%"].get_ydata() == [0.9, 0.9]
-    assert lines["Threshold: 50% routed, 90.0% right"].get_xydata().tolist() == [[0.5, 0.9]]
+    assert lines["Target: 90 %"].get_ydata() == [0.9, 0.9]
+    assert lines["Threshold: 50.0 % routed, 90.0 % right"].get_xydata().tolist() == [[0.5, 0.9]]
     nothing = plots.handoff_curve(CURVES, chosen={"share": 0.0, "accuracy": None})
     assert len(nothing.get_lines()) == 2
 

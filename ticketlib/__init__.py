@@ -8,6 +8,7 @@ The data's way through the package; a module imports only modules above it:
 `checksums`    a folder's files with their SHA-256, and whether they still fit
 `history`      the losses of all attempts of a training, joined
 `logs`         sends the chatter of libraries to a file
+`intervals`    how sure a figure is: bootstrap by paraphrase group, Wilson's interval
 `plots`        figures of training and results that return their Axes
 `encoding`     which encoding a text file has
 `table`        what a file holds: text, with the line of each record
@@ -42,7 +43,6 @@ The data's way through the package; a module imports only modules above it:
 `executors`    where a training runs: this process, several, a Slurm job
 `training`     the recipe, and running it
 `predictions`  true queues and probabilities as numbers, checked
-`intervals`    bootstrap by paraphrase group, Wilson's interval
 `metrics`      accuracy, macro-F1 and the rest, overall, by queue, language, length
 `baselines`    the largest queue, TF-IDF; what a random split flatters
 `comparison`   whether one model beats another, in words

@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from ticketlib.intervals import draw_groups, encode_groups, middle_95, resample_scores
+from ticketlib.intervals import (
+    draw_groups,
+    encode_groups,
+    format_share,
+    middle_95,
+    resample_scores,
+)
 from ticketlib.predictions import encode_both
 
 # A difference of so many standard errors is seen (at 5 %) in four of five test splits.
@@ -140,7 +146,7 @@ def state_verdict(
         it; or that they cannot be told apart, and how many test tickets that would take. A sentence
         on macro-F1 follows if that says something else.
     """
-    a, b = (f"{comparison[name]:.1%}".replace("%", " %") for name in ("accuracy_a", "accuracy_b"))
+    a, b = (format_share(comparison[name]) for name in ("accuracy_a", "accuracy_b"))
     shares = f"{a} of {comparison['n']:,} test tickets go to the right queue, against {b}"
     difference, interval = _state_difference(comparison, "accuracy")
     outcome = comparison["outcome"]
@@ -166,21 +172,35 @@ def state_verdict(
     macro = _judge(comparison, "macro_f1")
     differ = comparison["only_a_right"] + comparison["only_b_right"]
     if macro != outcome and (macro == "unclear" or differ >= FEWEST):
-        difference, interval = _state_difference(comparison, "macro_f1")
-        reading = "within chance" if macro == "unclear" else "more than chance"
-        sentences.append(
-            f"In macro-F1, where each queue counts alike, the difference of {difference} is "
-            f"{reading} ({interval})."
-        )
+        sentences.append(_state_macro(comparison, macro, model=model, baseline=baseline))
     return " ".join(sentences)
+
+
+def _state_macro(
+    comparison: Mapping[str, float | str | None], outcome: str, *, model: str, baseline: str
+) -> str:
+    """A sentence on the difference in macro-F1."""
+    metric = "macro-F1, where each queue counts alike,"
+    if outcome == "unclear":
+        difference, interval = _state_difference(comparison, "macro_f1")
+        return f"In {metric} the difference of {difference} is within chance ({interval})."
+    by, *ends = (
+        abs(100 * comparison[f"macro_f1_difference{end}"]) for end in ("", "_low", "_high")
+    )
+    interval = f"95 % interval {min(ends):.1f} to {max(ends):.1f}"
+    size = f"by {by:.1f} points ({interval}), more than chance."
+    if outcome == "worse":
+        return f"In {metric} {baseline} is better, {size}"
+    return f"{model} is better in {metric} {size}"
 
 
 def _state_difference(comparison: Mapping[str, float | str | None], metric: str) -> tuple[str, str]:
     """The difference in a metric, and its interval, in points."""
     difference, low, high = (
-        100 * comparison[f"{metric}_difference{end}"] for end in ("", "_low", "_high")
+        f"{100 * comparison[f'{metric}_difference{end}']:+.1f}".replace("-", "−")
+        for end in ("", "_low", "_high")
     )
-    return f"{difference:+.1f} points", f"95 % interval {low:+.1f} to {high:+.1f}"
+    return f"{difference} points", f"95 % interval {low} to {high}"
 
 
 def _state_size(comparison: Mapping[str, float | str | None]) -> str:

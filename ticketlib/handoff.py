@@ -15,6 +15,7 @@ from ticketlib.intervals import (
     draw_groups,
     encode_groups,
     estimate_likeness,
+    format_share,
     middle_95,
     wilson_interval,
 )
@@ -115,22 +116,24 @@ def state_handoff(
     if threshold >= ROUTE_NOTHING:
         return (
             f"No ticket can be routed automatically: on the validation split, no threshold proves "
-            f"{100 * target_accuracy:.0f} % right. People decide all of them, or you accept less."
+            f"{100 * target_accuracy:g} % right. People decide all of them, or you accept less."
         )
     if not summary["routed"]:
         return (
             f"With a threshold of {threshold:.2f}, none of the {summary['n']:,} test tickets is "
             "routed automatically: the model is less sure of them than of the validation split."
         )
-    low, high = summary["accuracy_low"], summary["accuracy_high"]
-    reached = "reached" if summary["accuracy"] >= target_accuracy else "missed"
-    text = (
-        f"With a threshold of {threshold:.2f}, {summary['share']:.0%} of the test tickets are "
-        f"routed automatically ({summary['routed']:,} of {summary['n']:,}), and "
-        f"{summary['accuracy']:.1%} of these go to the right queue (95% interval {low:.1%} to "
-        f"{high:.1%}). The target of {target_accuracy:.0%} is {reached}; people decide the others."
+    share, accuracy, low, high = (
+        format_share(summary[name])
+        for name in ("share", "accuracy", "accuracy_low", "accuracy_high")
     )
-    return text.replace("%", " %")
+    reached = "reached" if summary["accuracy"] >= target_accuracy else "missed"
+    return (
+        f"With a threshold of {threshold:.2f}, {share} of the test tickets are routed "
+        f"automatically ({summary['routed']:,} of {summary['n']:,}), and {accuracy} of these go to "
+        f"the right queue (95 % interval {low} to {high}). The target of "
+        f"{100 * target_accuracy:g} % is {reached}; people decide the others."
+    )
 
 
 def per_queue_handoff(

@@ -10,6 +10,18 @@ import pandas as pd
 from scipy.stats import norm
 
 
+def format_share(value: float, low: float | None = None, high: float | None = None) -> str:
+    """A share in percent, `76.2 %`, or with an interval, `76.2 % (69.5 – 82.2)`.
+
+    Args:
+        value: 0 to 1.
+        low: Lower end of its interval.
+        high: Upper end.
+    """
+    interval = "" if low is None or high is None else f" ({100 * low:.1f} – {100 * high:.1f})"
+    return f"{100 * value:.1f} %{interval}"
+
+
 def encode_groups(groups: Sequence[int], n: int) -> np.ndarray:
     """Number of every row's group, from 0 in the order in which they come, [n].
 

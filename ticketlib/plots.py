@@ -16,11 +16,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
+from matplotlib.ticker import PercentFormatter
 from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.metrics import confusion_matrix as count_pairs
 
+from ticketlib.intervals import format_share
 from ticketlib.paths import replace_atomically
 
+METRICS = {
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro-F1",
+    "weighted_f1": "Weighted F1",
+    "top2_accuracy": "Top-2 accuracy",
+}
 BLUE, VERMILLION, SKY, YELLOW, GRAY = "#0072B2", "#D55E00", "#56B4E9", "#F0E442", "#999999"
 
 
@@ -169,14 +177,12 @@ def score_comparison(
         value, low, high = (summary[f"{metric}{end}"] for end in ("", "_low", "_high"))
         ax.plot([low, high], [row, row], color=BLUE, lw=2, marker="|", ms=10)
         ax.plot(value, row, "o", color=BLUE, ms=7)
-        ax.annotate(f"{value:.3f}", (value, row), (0, 7), textcoords="offset points", ha="center")
+        ax.annotate(
+            format_share(value), (value, row), (0, 7), textcoords="offset points", ha="center"
+        )
     ax.set_yticks(range(len(summaries)), summaries)
-    label = {
-        "macro_f1": "Macro-F1",
-        "weighted_f1": "Weighted F1",
-        "top2_accuracy": "Top-2 accuracy",
-    }
-    ax.set(xlabel=f"{label.get(metric, 'Accuracy')} with 95 % interval", xlim=(0, 1))
+    ax.set(xlabel=f"{METRICS.get(metric, metric)} with 95 % interval", xlim=(0, 1))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     ax.set_ylim(len(summaries) - 0.5, -0.7)
     ax.grid(axis="x", alpha=0.3)
     return without_frame(ax)
@@ -263,9 +269,12 @@ def handoff_curve(
             ends = curve["accuracy_low"], curve["accuracy_high"]
             ax.fill_between(curve["share"], *ends, color=color, alpha=0.15, lw=0)
     if target_accuracy:
-        ax.axhline(target_accuracy, color=GRAY, ls=":", label=f"Target: {target_accuracy:.0%}")
+        ax.axhline(
+            target_accuracy, color=GRAY, ls=":", label=f"Target: {100 * target_accuracy:g} %"
+        )
     if chosen and chosen["accuracy"] is not None:
-        label = f"Threshold: {chosen['share']:.0%} routed, {chosen['accuracy']:.1%} right"
+        share, accuracy = (format_share(chosen[name]) for name in ("share", "accuracy"))
+        label = f"Threshold: {share} routed, {accuracy} right"
         ax.plot(chosen["share"], chosen["accuracy"], "o", color="black", ms=9, label=label)
     ax.legend(frameon=False, loc="lower left")
     ax.set(
