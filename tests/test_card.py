@@ -162,13 +162,34 @@ def test_tickets_are_counted_by_queue_and_split(run, folder):
 
 def test_proof_is_shown_as_it_was_written(run, folder):
     assert "## Proof" not in write_card(run, folder).read_text("utf-8")
-    proof = {"adapter = exported": {"max_difference": 2.7e-6, "same_argmax": 1.0}}
-    write_json(run.proof, proof | {"exported = MXFP4": {"max_difference": 0.5}, "texts": 3})
-    assert cells(write_card(run, folder).read_text("utf-8"), "Proof") == [
-        ["compared", "max_difference", "same_argmax"],
-        ["adapter = exported", "2.7e-06", "1"],
-        ["exported = MXFP4", "0.5", ""],
+    found = {"max_difference": 2.74e-6, "mean_difference": 1.5e-8, "same_argmax": 0.9865}
+    proof = {form: found for form in ("mxfp4", "imported_again", "exported")}
+    proof["weights"] = {"changed": 15, "targeted": 16, "equal": 1055}
+    how = {"texts": 3, "longest": 254, "layers": 2, "of_layers": 4}
+    write_json(run.proof, proof | {"how": how | {"tolerance": 1e-5, "dtype": "float64"}})
+    text = write_card(run, folder).read_text("utf-8")
+    figures = ["2.7e-06", "1.5e-08", "98.7 %"]
+    assert cells(text, "Proof") == [
+        ["Form", "Largest difference", "Mean difference", "Same next token"],
+        ["Export, in transformers", *figures],
+        ["Export, read back into NeMo", *figures],
+        ["For comparison: export with experts in 4 bits", *figures],
     ]
+    assert "3 test prompts of up to 254 tokens, in float64, with 2 of 4 layers" in text
+    assert "Of 16 weights that were trained, 15 changed; 1,055 others" in text
+
+
+def test_queues_that_are_never_predicted_are_among_the_limits(run, folder):
+    assert "predicted" not in write_card(run, folder).read_text("utf-8").split("## Limits")[1]
+    figures = write_figures(run)
+    text = write_card(run, folder).read_text("utf-8")
+    assert "Each queue is predicted for at least one test ticket." in text.split("## Limits")[1]
+    counts = {f"never_predicted.{queue}": n for queue, n in zip(QUEUES, (3, 11, 1200), strict=True)}
+    write_json(run.metrics, figures | counts)
+    limits = write_card(run, folder).read_text("utf-8").split("## Limits")[1]
+    shown = html.unescape(MarkdownIt("commonmark").render(limits))
+    for queue, n in zip(QUEUES, ("3", "11", "1,200"), strict=True):
+        assert f"{queue.replace('`', '')} ({n} test tickets)" in re.sub("</?code>", "", shown)
 
 
 @pytest.mark.parametrize("kind", ["exported", "adapter", "mxfp4"])

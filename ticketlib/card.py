@@ -13,6 +13,7 @@ import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ticketlib import comparison, handoff, prompts, splits
+from ticketlib.intervals import format_share
 from ticketlib.paths import (
     Run,
     project_root,
@@ -33,6 +34,15 @@ MODELS = {
     "tfidf": "TF-IDF with logistic regression",
     "tuned": "Tuned model",
     "mxfp4": "Tuned model, experts in MXFP4",
+}
+# The forms of `parity.prove_export`: those that must agree, then those for comparison.
+FORMS = {
+    "merged": "Adapter, merged in NeMo's memory",
+    "exported": "Export, in transformers",
+    "imported_again": "Export, read back into NeMo",
+    "peft": "Adapter, put on the base by PEFT",
+    "base": "For comparison: the base",
+    "mxfp4": "For comparison: export with experts in 4 bits",
 }
 RIVALS = {"majority": "the largest queue", "untuned": "the untuned model", "tfidf": "TF-IDF"}
 EXAMPLE = ("App", "The app closes by itself as soon as I open the camera.")
@@ -94,6 +104,54 @@ def write_card(run: Run, folder: Path, *, base: str | Path = "") -> Path:
     with replace_atomically(folder / "README.md") as temporary:
         ModelCard(body).save(temporary)
     return folder / "README.md"
+
+
+def tabulate_proof(proof: Mapping[str, Mapping]) -> pd.DataFrame:
+    """The forms of the model and how far their logits are from those of the trained one.
+
+    Args:
+        proof: Of `parity.prove_export`.
+    """
+    rows = [
+        (
+            label,
+            f"{proof[form]['max_difference']:.2g}",
+            f"{proof[form]['mean_difference']:.2g}",
+            format_share(proof[form]["same_argmax"]),
+        )
+        for form, label in FORMS.items()
+        if form in proof
+    ]
+    columns = ["Form", "Largest difference", "Mean difference", "Same next token"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def state_proof(proof: Mapping[str, Mapping]) -> str:
+    """What was compared for `tabulate_proof`, and which weights changed, in two sentences.
+
+    Args:
+        proof: Of `parity.prove_export`.
+    """
+    how, weights = proof["how"], proof["weights"]
+    return (
+        f"Compared are the logits of {how['texts']} test prompts of up to {how['longest']:,} "
+        f"tokens, in {how['dtype']}, with {how['layers']} of {how['of_layers']} layers; where "
+        f"forms have to agree, {how['tolerance']:g} is accepted. Of {weights['targeted']} weights "
+        f"that were trained, {weights['changed']} changed; {weights['equal']:,} others are the "
+        "base's, bit for bit."
+    )
+
+
+def state_never_predicted(counts: Mapping[str, int]) -> str:
+    """A sentence that names the queues to which the model sends no test ticket.
+
+    Args:
+        counts: Test tickets of each such queue.
+    """
+    if not counts:
+        return "Each queue is predicted for at least one test ticket."
+    names = ", ".join(f"{queue} ({n:,} test tickets)" for queue, n in counts.items())
+    return f"Never predicted, so that all tickets of theirs go elsewhere: {names}."
 
 
 def _is_mxfp4(folder: Path) -> bool:
@@ -169,8 +227,7 @@ def _describe_results(metrics: Mapping) -> dict:
         return {key.removeprefix(name): metrics[key] for key in metrics if key.startswith(name)}
 
     def show(figure: str) -> str:
-        value, low, high = (100 * metrics[f"{figure}{end}"] for end in ("", "_low", "_high"))
-        return f"{value:.1f} % ({low:.1f} – {high:.1f})"
+        return format_share(*(metrics[f"{figure}{end}"] for end in ("", "_low", "_high")))
 
     routed = under("handoff.")
     chosen = {name: routed.pop(name) for name in ("threshold", "target_accuracy")}
@@ -188,22 +245,18 @@ def _describe_results(metrics: Mapping) -> dict:
             for name, baseline in RIVALS.items()
         ],
         "routed": handoff.state_handoff(routed, **chosen),
+        "never_predicted": state_never_predicted(under("never_predicted.")),
     }
 
 
 def _describe_proof(run: Run) -> dict:
-    """A row for each comparison in `run.proof`, a column for each of its figures."""
+    """What was compared, and a row for each form, of `run.proof`."""
     if not run.proof.exists():
         return {}
     proof = json.loads(run.proof.read_text("utf-8"))
-    proof = {name: found for name, found in proof.items() if isinstance(found, Mapping)}
-    columns = list(dict.fromkeys(key for found in proof.values() for key in found))
-
-    def show(value: object) -> str:
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    rows = [[name, *(show(found.get(key, "")) for key in columns)] for name, found in proof.items()]
-    return {"proof": rows, "proof_columns": ["compared", *columns]}
+    table = tabulate_proof(proof)
+    rows = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
+    return {"how_proved": state_proof(proof), "proof": rows}
 
 
 def _license(tickets_csv: str) -> str:
