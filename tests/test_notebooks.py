@@ -6,6 +6,7 @@ tests read the files that it left: a routing model that beats its baselines by t
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -80,6 +81,10 @@ def test_the_figures_say_what_a_sceptic_asks(demo, figures):
     right = (predictions["predicted"] == predictions["queue"])[sure]
     assert figures["handoff.routed"] == sure.sum() > 50
     assert figures["handoff.accuracy"] == pytest.approx(right.mean())
+    tuned = pd.read_parquet(demo.predictions).query("model == 'tuned'")
+    unused = {key for key in figures if key.startswith("never_predicted.")}
+    missed = set(tuned["queue"]) - set(tuned["predicted"])
+    assert unused == {f"never_predicted.{queue}" for queue in missed}
 
 
 @pytest.mark.notebook
@@ -105,8 +110,10 @@ def test_the_report_is_for_those_who_do_not_read_code(demo):
     executed = demo.notebooks / "04_evaluate_and_export.ipynb"
     html = write_report(executed, demo.report_html).read_text("utf-8")
     assert "The tuned model beats the largest queue" in html and "routed automatically" in html
-    assert html.index("The tuned model beats") < html.index("Score every queue")
-    assert "Export full weights" not in html
+    order = ("Date: ", ">Verdict<", "The tuned model beats", "routed automatically", "Score every")
+    assert (places := [html.index(text) for text in order]) == sorted(places)
+    for absent in ("Export full weights", "read_answer", "tickets a second", "target_accuracy"):
+        assert absent not in html
     assert "import pandas" not in html and html.count("data:image/png") >= 6
 
 
@@ -141,9 +148,11 @@ def test_exported_folder_answers_a_chat_as_it_scores(demo, request, tmp_path):
             answer = prompts.parse_answer(reply.choices[0].message.content, queues)
             same += answer == scored[ticket["ticket_id"]]
     assert same >= 19
-    decided, chatted, completed, sent = said.splitlines()
+    decided, chatted, completed, *sent = said.splitlines()
     assert decided.split(" 0.")[0] in queues and chatted == completed in queues
-    assert json.loads(sent)["choices"][0]["message"]["content"] == f"final{chatted}"
+    assert len(sent) == bool(shutil.which("curl"))
+    for reply in sent:
+        assert json.loads(reply)["choices"][0]["message"]["content"] == f"final{chatted}"
 
 
 @pytest.mark.notebook
@@ -168,7 +177,7 @@ def test_proofs_and_figures_are_there(demo):
     names = {path.stem for path in demo.figures.glob("*.png")}
     assert {"queues", "languages", "lengths", "missing", "words", "label_noise"} <= names
     assert {"groups", "tokens", "loss", "accuracy", "macro_f1", "confusion"} <= names
-    assert {"confusion_shares", "reliability", "handoff"} <= names
+    assert {"reliability", "handoff"} <= names
     assert len(pd.read_csv(demo.history)) > 100
 
 

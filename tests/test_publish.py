@@ -29,6 +29,7 @@ def notebook(tmp_path):
                 "w", outputs=[new_output("display_data", data={WIDGET: {"model_id": 1}})]
             ),
             show("THE VERDICT", ["verdict"]),
+            show("THE FACTS", ["head"]),
             show("NOT SHOWN", ["no-report"]),
             new_markdown_cell("## What we did"),
         ]
@@ -41,7 +42,8 @@ def notebook(tmp_path):
 
 def test_outputs_are_shown_without_code(notebook, tmp_path):
     html = write_report(notebook, tmp_path / "report.html").read_text("utf-8")
-    places = [html.index(text) for text in ("THE VERDICT", "What it is.", "a table", PNG, "we did")]
+    shown = ("THE FACTS", ">Verdict<", "THE VERDICT", "What it is.", "a table", PNG, "we did")
+    places = [html.index(text) for text in shown]
     assert places == sorted(places)
     assert f"<title>Ticket routing: {tmp_path.name}</title>" in html
     html = write_report(notebook, tmp_path / "report.html", title="Ours").read_text("utf-8")

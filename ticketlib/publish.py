@@ -17,13 +17,15 @@ except ModuleNotFoundError as error:
     ) from error
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+LEFT_OUT = {"parameters", "injected-parameters", "no-report"}
 
 
 def write_report(notebook: str | Path, target: str | Path, *, title: str = "") -> Path:
     """An HTML file with the text, tables and figures of an executed notebook.
 
-    Cells tagged `verdict` come first, cells tagged `parameters` or `no-report` are left out, and
-    so are widgets, which need a running kernel. The file needs no network.
+    Cells tagged `head` stand under the title, those tagged `verdict` under a heading of their own;
+    the others follow. Cells tagged `parameters` or `no-report` are left out, and so are widgets,
+    which need a running kernel. The file needs no network.
 
     Args:
         notebook: An executed notebook, as papermill leaves it or as JupyterLab saves it.
@@ -48,15 +50,16 @@ def write_report(notebook: str | Path, target: str | Path, *, title: str = "") -
         for output in cell.outputs:
             output.get("data", {}).pop(WIDGET, None)
         cell.outputs = [output for output in cell.outputs if output.get("data", True)]
-    tags = [set(cell.metadata.get("tags", [])) for cell in content.cells]
-    kept = [
-        ("verdict" not in own, number)
-        for number, own in enumerate(tags)
-        if not own & {"parameters", "injected-parameters", "no-report"}
-    ]
     title = title or f"Ticket routing: {Path(target).resolve().parent.name}"
-    heading = nbformat.v4.new_markdown_cell(f"# {title}")
-    content.cells = [heading, *(content.cells[number] for _, number in sorted(kept))]
+    text = nbformat.v4.new_markdown_cell
+    parts = {"head": [text(f"# {title}")], "verdict": [], "rest": []}
+    for cell in content.cells:
+        tags = set(cell.metadata.get("tags", []))
+        if not tags & LEFT_OUT:
+            parts[next((name for name in parts if name in tags), "rest")].append(cell)
+    if parts["verdict"]:
+        parts["head"].append(text("## Verdict"))
+    content.cells = sum(parts.values(), [])
     exporter = HTMLExporter(
         exclude_input=True,
         exclude_input_prompt=True,
