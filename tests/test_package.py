@@ -17,6 +17,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from documents import find_blocks
 from packaging.requirements import Requirement
 
 import ticketlib
@@ -132,6 +133,34 @@ def test_copyable_cells_of_notebook_4_route_a_ticket(tmp_path, here):
     done = run_script(tmp_path, *copyable_script("04_evaluate_and_export", **here))
     assert done.returncode == 0, done.stderr
     assert re.search(rf"^({'|'.join(queues)}) \d+% person$", done.stdout, re.M)
+
+
+@pytest.mark.parametrize("column", ["Betreff", ""])
+def test_copyable_cells_read_the_export_as_the_notebook_does(tmp_path, here, column):
+    export = pd.read_csv(here["tickets_csv"]).head(400)
+    export = export[export["subject"].notna()].rename(columns={"subject": "Betreff"})
+    export.to_csv(tmp_path / "export.csv", index=False, encoding="utf-16")
+    given = {"subject_column": column, "encoding": "utf-16", "group_paraphrases": False}
+    given |= {"seq_length": 300, "prompt_format": "plain"}
+    here["tickets_csv"] = str(tmp_path / "export.csv")
+    done = run_script(tmp_path, *copyable_script("02_prepare_jsonl", **here, **given))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^ *read as CSV, utf-16", done.stdout, re.M)
+    (file,) = tmp_path.rglob("training.jsonl")
+    lines = file.read_text("utf-8").splitlines()
+    assert len(lines) == pytest.approx(0.8 * len(export), abs=1)  # No groups to keep together
+    assert all(("Subject: " in line) == bool(column) for line in lines)
+
+
+def test_code_of_the_document_trains_and_can_be_run_again(tmp_path):
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    first, *others = find_blocks(ROOT / "docs" / "package.rst", "python")
+    done = run_script(tmp_path, first, *others, *others)
+    assert done.returncode == 0, done.stderr
+    accuracy, *_, best, ended, again = done.stdout.splitlines()
+    assert 0.70 <= float(accuracy) <= 0.88  # As test_notebooks.py expects of TF-IDF
+    assert Path(best).name.startswith("step=20-") and again == best
+    assert "ended at step 20 already" in ended
 
 
 def test_an_import_needs_no_guard_for_main(tmp_path, here):

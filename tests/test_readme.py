@@ -19,7 +19,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
-from documents import DOCUMENTS, ROOT, find_blocks, find_commands, parse, run_code
+from documents import DOCUMENTS, ROOT, find_blocks, find_commands, parse
 from docutils import nodes
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -46,7 +46,7 @@ def run_make(command, folder):
     known, passed = set(), {}
     for call in checkout.calls():
         words = call.split()
-        if words[:2] != ["-m", "papermill"]:
+        if words[:2] != ["-m", "ticketlib.parameters"]:
             continue
         assert (ROOT / words[2]).is_file()
         known |= papermill.inspect_notebook(ROOT / words[2]).keys()
@@ -155,14 +155,14 @@ def look_at_vllm(command, folder):
 
 
 def look_at_activation(command, folder):
-    assert command in (". .venv/bin/activate", "pre-commit install")
+    assert command.split("  #")[0].rstrip() in (". .venv/bin/activate", "pre-commit install")
     assert "pre-commit" in [requirement.name for requirement in extras()]
     pytest.skip("changes the shell, or the checkout")
 
 
 HOW = {
     "make": run_make,
-    "for": run_make,
+    "(for": run_make,
     "papermill": run_papermill,
     "python": run_python,
     "sha256sum": run_sha256sum,
@@ -229,11 +229,6 @@ def test_readme_is_two_screens_and_its_layout_is_the_project():
     (line,) = [line for line in layout.splitlines() if line.startswith("docs/")]
     for path in (ROOT / "docs").glob("*.rst"):
         assert path.stem in line
-
-
-def test_package_does_without_notebooks(tmp_path):
-    said = run_code(ROOT / "docs" / "package.rst", Run("demo"), tmp_path)
-    assert 0.70 <= float(said) <= 0.88  # As test_notebooks.py expects of TF-IDF
 
 
 def test_pictures_are_small():
