@@ -194,25 +194,22 @@ def test_a_containers_limit_counts_as_memory(monkeypatch, tmp_path):
 
 
 def test_time_of_a_training():
-    found = sizing.estimate_time(MEDIUM, 22_800, 131, steps=-1)
+    found = sizing.estimate_time(MEDIUM, 22_800, 131, tokens_per_step=8192, steps=-1)
     assert found["steps_per_pass"] == found["steps"] == 365  # 22,800 x 131 / 8,192
     assert found["training"] == pytest.approx(136.5, rel=0.02)  # At 21,876 tokens/s
     assert found["total"] == found["start"] + found["training"]
-    assert sizing.estimate_time(MEDIUM, 22_800, 131)["steps"] == MEDIUM.max_steps
+    found = sizing.estimate_time(MEDIUM, 22_800, 131, tokens_per_step=8192)
+    assert found["steps"] == MEDIUM.max_steps
 
 
-def test_time_counts_validation_rows_and_speed():
+def test_time_counts_validation_and_speed():
     slow = sizing.Speed(1000, 10, "a slow one")
     given = {"steps": 10, "validation_tickets": 30, "validations": 2, "speed": slow}
-    found = sizing.estimate_time(MEDIUM, 640, 100, pack_tokens=-1, **given)
+    found = sizing.estimate_time(MEDIUM, 640, 100, tokens_per_step=6400, **given)
     assert (found["steps_per_pass"], found["training"], found["start"]) == (10, 64, 10)
     assert found["validation"] == 2 * 30 * 100 / 2 / 1000
-    # 64 tickets of 100 tokens are 3 rows of 2,048
-    found = sizing.estimate_time(MEDIUM, 640, 100, pack_tokens=2048, **given)
-    assert (found["steps_per_pass"], found["training"]) == (11, 10 * 3 * 2.048)
 
 
 def test_no_time_is_made_up():
-    found = sizing.estimate_time(LARGE, 22_800, 131)
-    # 8 rows of 2,048, one for each GPU
+    found = sizing.estimate_time(LARGE, 22_800, 131, tokens_per_step=16_384)
     assert found["steps_per_pass"] == 183 and found["total"] != found["total"]

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from ticketlib import checkpoint
-from ticketlib.packs import BLOCK, fill_rows
+from ticketlib.packs import BLOCK
 from ticketlib.paths import Run
 from ticketlib.profiles import Profile
 
@@ -207,9 +207,8 @@ def estimate_time(
     tickets: int,
     tokens_per_ticket: float,
     *,
+    tokens_per_step: float,
     steps: int = 0,
-    global_batch_size: int = 0,
-    pack_tokens: int = 0,
     validation_tickets: int = 0,
     validations: int = 3,
     speed: Speed | None = None,
@@ -217,12 +216,11 @@ def estimate_time(
     """Estimate the steps of one pass over the training tickets, and the time of a training.
 
     Args:
-        profile: Gives every setting that is 0 here.
+        profile: What is trained.
         tickets: In training.
         tokens_per_ticket: Mean, prompt and answer.
-        steps: Optimizer steps; -1 for one pass.
-        global_batch_size: Tickets an optimizer step.
-        pack_tokens: Most tokens of a row; -1 for a row a ticket.
+        tokens_per_step: Of an optimizer step, without padding.
+        steps: Optimizer steps; 0 for the profile's, -1 for one pass.
         validation_tickets: Each is passed once in each validation, forward only.
         validations: How many there will be.
         speed: Of your machine; default is `SPEEDS`.
@@ -232,11 +230,6 @@ def estimate_time(
         Seconds are NaN where nothing was measured with the profile.
     """
     speed = speed or SPEEDS.get(profile.name, UNKNOWN)
-    tokens_per_step = (global_batch_size or profile.global_batch_size) * tokens_per_ticket
-    if (pack := pack_tokens or profile.pack_tokens) > 0:
-        shortest = math.ceil(profile.seq_length / BLOCK) * BLOCK
-        rows, row = fill_rows(tokens_per_step / profile.devices, pack, shortest)
-        tokens_per_step = profile.devices * rows * row
     a_pass = math.ceil(tickets * tokens_per_ticket / tokens_per_step)
     steps = a_pass if steps == -1 else steps or profile.max_steps
     # With LoRA, backward costs as much as forward: the base's weights have no gradients
