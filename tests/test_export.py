@@ -209,7 +209,7 @@ def test_export_that_fails_leaves_the_earlier_one(trained, monkeypatch, fault):
     with pytest.raises(wanted[fault][0], match=wanted[fault][1]):
         export.export_checkpoint(run, last, max_shard_size="300KB")
     assert {path.name: path.read_bytes() for path in run.exported.iterdir()} == before
-    assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in run.folder.glob(".*")] == [".training.lock"]
 
 
 @pytest.mark.parametrize(("prompt_format", "is_there"), [("harmony", True), ("plain", False)])
