@@ -1,6 +1,7 @@
 """From a company's support tickets to a gpt-oss model that routes them, with NVIDIA NeMo.
 
-The data's way through the package; a module imports only modules above it:
+Begin with `tickets`, `splits`, `rendering`, `training`, `export`, `scoring` and `routing`; the
+others serve them. The data's way through the package; a module imports only modules above it:
 
 =============  ====================================================================================
 `paths`        names every file of a run once; resolves inputs; writes atomically
