@@ -174,8 +174,8 @@ def can_group(dtype: torch.dtype, device: torch.device) -> bool:
         dtype: Of rows and weights.
         device: Where they are.
     """
-    ones = torch.ones(16, 16, dtype=dtype, device=device)
-    ends = torch.tensor([16], dtype=torch.int32, device=device)
+    ones = torch.ones(64, 64, dtype=dtype, device=device)
+    ends = torch.tensor([64], dtype=torch.int32, device=device)
     try:
         grouped_mm(ones, ones[None], offs=ends)
     except RuntimeError:

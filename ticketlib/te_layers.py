@@ -128,7 +128,7 @@ class RowExperts(_OneProduct, TERowParallelGroupedLinear):
     """Experts' second layers."""
 
 
-@torch.compile
+@torch.compile(dynamic=False)
 def _gate(rows, biases, experts, shares, clamp: float, offset: float):
     """Clamp, gate (quick GELU, arXiv:1606.08415) and weight: [rows, 2 x out] -> [rows, out]."""
     if biases is not None:
@@ -138,7 +138,7 @@ def _gate(rows, biases, experts, shares, clamp: float, offset: float):
     return (gate * torch.sigmoid(1.702 * gate) * (up + offset) * shares).to(rows.dtype)
 
 
-@torch.compile
+@torch.compile(dynamic=False)
 def _add_bias(rows, biases, experts, shares):
     return (rows + biases[experts] * shares).to(rows.dtype)
 
