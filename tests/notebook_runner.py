@@ -25,4 +25,5 @@ def execute(name, run, **parameters):
             kernel_name="python3",
             cwd=ROOT,
             progress_bar=False,
+            start_timeout=300,  # Seconds; other tests may keep the machine busy
         )
