@@ -9,11 +9,10 @@ from random_gptoss import QUEUES, TEXTS, import_base
 from ticketlib import parity, training
 from ticketlib.jsonl import write_jsonl
 from ticketlib.paths import Run
-from ticketlib.profiles import get_profile
+from ticketlib.profiles import Profile, get_profile
 
-PROFILE = replace(
-    get_profile("tiny"), max_steps=8, micro_batch_size=8, global_batch_size=8, seq_length=96
-)
+SIZES = {"max_steps": 8, "micro_batch_size": 8, "global_batch_size": 8, "seq_length": 96}
+PROFILE = replace(get_profile("tiny"), **SIZES)
 EXPERTS = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
 
 
@@ -36,10 +35,12 @@ def prepare(experiments: Path, name: str) -> Run:
     return run
 
 
-def train(experiments: Path, name: str, *, imported: str = "base", **settings) -> Run:
+def train(
+    experiments: Path, name: str, *, imported: str = "base", profile: Profile = PROFILE, **settings
+) -> Run:
     """Train 8 steps on `models/<imported>`."""
     run = prepare(experiments, name)
     base = experiments / "models" / imported
-    recipe = training.make_recipe(run, PROFILE, base, prompt_format="plain", **settings)
+    recipe = training.make_recipe(run, profile, base, prompt_format="plain", **settings)
     training.run_recipe(run, recipe)
     return run

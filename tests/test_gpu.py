@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT
-from small_training import import_proved, prepare
+from small_training import SIZES, import_proved, train
 from transformers import AutoTokenizer
 
 from ticketlib import adapter, checkpoint, convert, export, gptoss, inference, parity, training
@@ -27,15 +27,7 @@ TEXTS = [
     "I was charged twice for one order, please refund the second payment. " * 3,
     "Login?",
 ]
-PROFILE = replace(
-    get_profile("gpt-oss-20b"),
-    max_steps=8,
-    micro_batch_size=8,
-    global_batch_size=8,
-    seq_length=96,
-    pack_tokens=0,
-    learning_rate=5e-3,
-)
+PROFILE = replace(get_profile("gpt-oss-20b"), **SIZES, pack_tokens=0, learning_rate=5e-3)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +43,7 @@ def trained(experiments):
 
     def get(name, **settings):
         if name not in runs:
-            run = prepare(experiments, name)
-            base = experiments / "models" / "base"
-            recipe = training.make_recipe(run, PROFILE, base, prompt_format="plain", **settings)
-            training.run_recipe(run, recipe)
-            runs[name] = run
+            runs[name] = train(experiments, name, profile=PROFILE, **settings)
         return runs[name], training.find_checkpoint(runs[name])
 
     return get
